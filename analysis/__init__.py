@@ -1,0 +1,1 @@
+"""From records to tables. Reads run folders only; no torch, no Hydra, no W&B."""

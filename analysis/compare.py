@@ -1,0 +1,123 @@
+"""The comparison: a row per cell, means over seeds with intervals, and every run that is not in a mean in plain sight."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from klsweep.analysis.load import RunResult, load_runs
+from klsweep.analysis.stats import Estimate, t_interval
+from klsweep.record import Row, SweepFolder
+
+ACCURACY = "pass@1"
+COLLAPSE_SHARE = 0.5  # a run collapsed if its accuracy on the trained task is below this share of the base's
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One cell. `states` counts its planned runs; estimates are over the finished ones that have the figure."""
+
+    plan: Row
+    states: dict[str, int]
+    seeds: list[int]
+    collapsed: int
+    suites: dict[str, Estimate | None]
+    in_distribution: Estimate | None
+    out_of_distribution: Estimate | None
+    kl: Estimate | None
+    reward: Estimate | None
+
+    @property
+    def planned(self) -> int:
+        return sum(self.states.values())
+
+    @property
+    def n_seeds(self) -> int:
+        """Runs that the means are over."""
+        return 0 if self.in_distribution is None else self.in_distribution.n
+
+    @property
+    def complete(self) -> bool:
+        return self.n_seeds == self.planned
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All cells of a sweep, the base they started from, and what a reader must know before trusting them."""
+
+    sweep: str
+    suites: dict[str, str]  # name → "in" or "out"
+    states: dict[str, int]
+    base: dict[str, dict[str, float | None]]  # model → suite → accuracy
+    cells: list[CellResult]
+    warnings: list[str] = field(default_factory=list)
+
+
+def compare(sweep: SweepFolder) -> Comparison:
+    """Collect a sweep's records, finished or not."""
+    runs = load_runs(sweep)
+    cells: dict[str, list[RunResult]] = {}
+    for run in runs:
+        cells.setdefault(run.plan["cell_id"], []).append(run)
+    suites: dict[str, str] = {}
+    for run in runs:
+        for name, role in run.plan["suites"].items():
+            suites[name] = "in" if "in" in (role, suites.get(name)) else "out"
+    base: dict[str, dict[str, float | None]] = {}
+    for run in runs:
+        if run.base is not None:
+            base.setdefault(run.plan["axes"]["model"], {s: run.base_evaluation(s, ACCURACY) for s in suites})
+    return Comparison(
+        sweep=str(sweep.path),
+        suites=dict(sorted(suites.items(), key=lambda item: item[1])),
+        states=dict(Counter(run.status["state"] for run in runs)),
+        base=base,
+        cells=[_cell(members, suites) for members in cells.values()],
+        warnings=_warnings(runs),
+    )
+
+
+def _cell(runs: Sequence[RunResult], suites: dict[str, str]) -> CellResult:
+    roles = runs[0].plan["suites"]
+    inside = [s for s in suites if roles.get(s) == "in"]
+    outside = [s for s in suites if roles.get(s) == "out"]
+    return CellResult(
+        plan=runs[0].plan,
+        states=dict(Counter(run.status["state"] for run in runs)),
+        seeds=sorted(run.plan["seed"] for run in runs),
+        collapsed=sum(_collapsed(run, inside) for run in runs),
+        suites={s: _over(runs, lambda run, s=s: run.evaluation(s, ACCURACY)) for s in suites},
+        in_distribution=_over(runs, lambda run: _suite_mean(run, inside, ACCURACY)),
+        out_of_distribution=_over(runs, lambda run: _suite_mean(run, outside, ACCURACY)),
+        kl=_over(runs, lambda run: _suite_mean(run, inside, "kl")),
+        reward=_over(runs, lambda run: run.training("reward/mean")),
+    )
+
+
+def _over(runs: Sequence[RunResult], figure: Callable[[RunResult], float | None]) -> Estimate | None:
+    return t_interval([value for run in runs if (value := figure(run)) is not None])
+
+
+def _suite_mean(run: RunResult, suites: Sequence[str], metric: str) -> float | None:
+    """Mean over suites within one run: the run stays the unit of the interval."""
+    values = [run.evaluation(suite, metric) for suite in suites]
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _collapsed(run: RunResult, inside: Sequence[str]) -> bool:
+    pairs = [(run.evaluation(s, ACCURACY), run.base_evaluation(s, ACCURACY)) for s in inside]
+    return any(now is not None and base is not None and now < COLLAPSE_SHARE * base for now, base in pairs)
+
+
+def _warnings(runs: Sequence[RunResult]) -> list[str]:
+    """What would make two rows incomparable."""
+    checks = {
+        "evaluation settings": {run.plan["eval_id"] for run in runs if run.finished},
+        "science-code hashes": {str(run.status.get("science_hash")) for run in runs if run.finished},
+    }
+    return [
+        f"finished runs have {len(found)} different {what} ({', '.join(sorted(found))}): rows may not be comparable"
+        for what, found in checks.items()
+        if len(found) > 1
+    ]

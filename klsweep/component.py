@@ -1,0 +1,33 @@
+"""The one way a configurable part is declared: a small frozen pydantic dataclass.
+
+The fields of a component are its configuration schema: a YAML node names the class in ``_target_`` and gives every
+field a value. Types are strict (a string is not a number), NaN and infinities are refused, unknown keys are errors.
+
+A group whose choices have different fields shares a base class that declares every field as nullable; a choice
+redeclares the fields it uses. What a choice does not redeclare is inert for it: still type-checked, then null in the
+canonical configuration (see `used_fields`).
+"""
+
+from dataclasses import fields
+from typing import TypeVar, dataclass_transform, get_args, get_type_hints
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+T = TypeVar("T")
+
+_CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
+def component(cls: type[T]) -> type[T]:
+    """Turn an annotated class into a frozen, strictly validated component."""
+    return dataclass(cls, config=_CONFIG, frozen=True, kw_only=True)  # pyright: ignore[reportReturnType]
+
+
+def used_fields(cls: type) -> frozenset[str]:
+    """Names of the fields a choice really uses: all but those it inherits as nullable and does not redeclare."""
+    hints = get_type_hints(cls)
+    own = cls.__dict__.get("__annotations__", {})
+    names = (f.name for f in fields(cls))
+    return frozenset(name for name in names if name in own or type(None) not in get_args(hints[name]))

@@ -1,0 +1,146 @@
+"""Components from configuration nodes, and their errors in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import NonNegativeInt, ValidationError
+
+from klsweep.component import component, used_fields
+from klsweep.errors import BadInput
+
+if TYPE_CHECKING:
+    from klsweep.model.source import Model
+    from klsweep.objective.advantage import Algorithm
+    from klsweep.objective.clip import Clip
+    from klsweep.objective.kl import Estimator
+    from klsweep.objective.placement import Placement
+    from klsweep.objective.schedule import KL
+    from klsweep.rollout.buffer import Sampling
+    from klsweep.rollout.engine import Engine
+    from klsweep.sweep.launch_local import Local
+    from klsweep.tasks.base import Task
+    from klsweep.tasks.reward import Verifier
+    from klsweep.tracking import Wandb
+    from klsweep.training.settings import Eval, Train
+
+Node = dict[str, Any]
+
+
+@component
+class Root:
+    """The fields at the top of the configuration that belong to no group."""
+
+    name: str
+    seed: NonNegativeInt
+    sweep_dir: str
+    plugins: list[str]
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything a run is made of, validated."""
+
+    root: Root
+    model: Model
+    estimator: Estimator
+    placement: Placement
+    clip: Clip
+    sampling: Sampling
+    algorithm: Algorithm
+    task: Task
+    reward: Verifier
+    eval: Eval
+    rollout: Engine
+    launcher: Local
+    kl: KL
+    train: Train
+    wandb: Wandb
+
+
+ROOT_FIELDS = tuple(field.name for field in dataclasses.fields(Root))  # pyright: ignore[reportArgumentType]
+NODES = tuple(field.name for field in dataclasses.fields(RunSpec) if field.name != "root")
+GRID_FIELDS = ("grid", "exclude", "choices")
+
+
+class Builder:
+    """Builds run specs; equal nodes are built once, so a thousand cells cost little more than their differences."""
+
+    def __init__(self) -> None:
+        self._built: dict[str, Any] = {}
+
+    def run_spec(self, config: Node) -> RunSpec:
+        """Validate one resolved configuration. Raises BadInput."""
+        unknown = sorted(set(config) - set(ROOT_FIELDS) - set(NODES) - set(GRID_FIELDS))
+        if unknown:
+            raise BadInput(f"{unknown[0]}: unknown key (choose from {', '.join(sorted((*ROOT_FIELDS, *NODES)))})")
+        root = self._component(Root, {name: config[name] for name in ROOT_FIELDS}, "")
+        allowed = ("klsweep", *root.plugins)
+        return RunSpec(root, **{name: self.node(config.get(name), name, allowed) for name in NODES})
+
+    def node(self, node: Any, path: str, allowed: tuple[str, ...]) -> Any:
+        """The component that a node with `_target_` describes, its children first."""
+        if not isinstance(node, dict):
+            raise BadInput(f"{path}={node!r}: expected a group choice or a mapping with _target_")
+        key = json.dumps([path, allowed, node], sort_keys=True)
+        if key not in self._built:
+            self._built[key] = self._build(node, path, allowed)
+        return self._built[key]
+
+    def _build(self, node: Node, path: str, allowed: tuple[str, ...]) -> Any:
+        values = {name: self._child(value, f"{path}.{name}", allowed) for name, value in node.items()}
+        target = values.pop("_target_", None)
+        cls = find_target(target, f"{path}._target_", allowed)
+        built = self._component(cls, values, f"{path}.")
+        inert = {name: None for name in values if name not in used_fields(cls)}
+        return dataclasses.replace(built, **inert) if inert else built
+
+    def _child(self, value: Any, path: str, allowed: tuple[str, ...]) -> Any:
+        if isinstance(value, dict) and "_target_" in value:
+            return self.node(value, path, allowed)
+        if isinstance(value, dict):
+            return {name: self._child(child, f"{path}.{name}", allowed) for name, child in value.items()}
+        return value
+
+    @staticmethod
+    def _component(cls: type, values: Node, prefix: str) -> Any:
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise BadInput(_one_line(error, cls, prefix)) from error
+        except BadInput:
+            raise
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"{prefix.rstrip('.')}: {error}") from error
+
+
+def find_target(target: Any, path: str, allowed: tuple[str, ...]) -> type:
+    """The component class that `_target_` names. BadInput outside klsweep and the allow-listed packages."""
+    if not isinstance(target, str) or "." not in target:
+        raise BadInput(f"{path}={target!r}: expected the import path of a component class")
+    if target.split(".")[0] not in allowed:
+        raise BadInput(f"{path}={target!r}: only targets in {', '.join(allowed)} are built (plugins=[…] allows more)")
+    module, _, name = target.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise BadInput(f"{path}={target!r}: {error}") from error
+    if not dataclasses.is_dataclass(cls):
+        raise BadInput(f"{path}={target!r}: not a component class")
+    return cls  # pyright: ignore[reportReturnType]
+
+
+def _one_line(error: ValidationError, cls: type, prefix: str) -> str:
+    """The first problem: field, value, and what is allowed."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] in ("unexpected_keyword_argument", "missing", "missing_keyword_only_argument"):
+        names = ", ".join(f.name for f in dataclasses.fields(cls))
+        problem = "unknown key" if first["type"] == "unexpected_keyword_argument" else "missing"
+        return f"{prefix}{field}: {problem} (keys: {names})"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{prefix}{field}={first['input']!r}: {first['msg']}{more}"

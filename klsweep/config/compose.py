@@ -1,0 +1,148 @@
+"""Hydra's Compose API and override grammar, with errors in one line."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override, OverrideType, ValueType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from klsweep.errors import BadInput
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A composed configuration before interpolation, and the choice taken in each group."""
+
+    config: dict[str, Any]
+    choices: dict[str, str]
+
+
+class Composer:
+    """One Hydra session over the shipped `conf/` and, first in line, a folder of the user's."""
+
+    def __init__(self, config_dir: Path | None = None) -> None:
+        if config_dir is not None and not config_dir.is_dir():
+            raise BadInput(f"--config-dir={str(config_dir)!r}: no such folder")
+        self.extra = [] if config_dir is None else [f"hydra.searchpath=[file://{config_dir.resolve()}]"]
+        self._loader = GlobalHydra.instance().config_loader()
+
+    def groups(self) -> list[str]:
+        """Names of the config groups."""
+        return [g for g in self._loader.list_groups("") if g != "hydra"]
+
+    def options(self, group: str) -> list[str]:
+        """Choices of a group, sorted."""
+        if self.extra:  # the search path takes effect through composition only
+            path = Path(self.extra[0].removeprefix("hydra.searchpath=[file://").rstrip("]")) / group
+            own = {file.stem for file in path.glob("*.yaml")}
+        else:
+            own = set()
+        return sorted(own | set(self._loader.get_group_options(group, ObjectType.CONFIG)))
+
+    def is_group(self, key: str) -> bool:
+        """True if overriding `key` means choosing from a group."""
+        return key in self.groups()
+
+    def compose(self, overrides: Sequence[str]) -> Composed:
+        """Compose with plain Hydra. Raises BadInput with field, value and choices."""
+        try:
+            config = compose("config", overrides=[*self.extra, *overrides], return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            self._explain(overrides)
+            raise BadInput(" ".join(str(error).split())) from error
+        choices = dict(config.hydra.runtime.choices)
+        plain = OmegaConf.to_container(config, resolve=False)
+        assert isinstance(plain, dict)
+        plain.pop("hydra")
+        kept = {str(k): str(v) for k, v in choices.items() if "/" not in str(k) and v is not None}
+        return Composed({str(k): v for k, v in plain.items()}, kept)
+
+    def _explain(self, overrides: Sequence[str]) -> None:
+        """Raise the exact complaint about the first override that is at fault, if one is."""
+        parsed = parse_overrides(overrides)
+        for override in parsed:
+            if self.is_group(override.key_or_group) and override.package is None:
+                self.check_choice(override.key_or_group, override.value())
+        chosen = [o.input_line for o in parsed if self.is_group(o.key_or_group) and o.input_line]
+        config = self.compose(chosen).config if len(chosen) < len(parsed) else {}
+        for override in parsed:
+            if not self.is_group(override.key_or_group) and override.type == OverrideType.CHANGE:
+                check_key(config, override.key_or_group)
+
+    def check_choice(self, group: str, value: Any) -> None:
+        """BadInput unless `value` is a choice of `group`."""
+        options = self.options(group)
+        if value not in options:
+            raise BadInput(f"{group}={value!r}: choose from {', '.join(options)}")
+
+
+@contextmanager
+def composer(config_dir: Path | None = None) -> Iterator[Composer]:
+    """A Hydra session; one at a time in a process."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        yield Composer(config_dir)
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Hydra's own grammar. Raises BadInput naming the override that does not parse."""
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            raise BadInput(f"override {text!r}: {reason} (expected key=value)") from error
+    return parsed
+
+
+def sweep_values(override: Override, composer: Composer) -> list[Any]:
+    """The typed values an override stands for: one, or those of a sweep (list, choice, range, glob)."""
+    if not override.is_sweep_override():
+        return [override.value()]
+    if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        glob = override.value()
+        assert isinstance(glob, Glob)
+        return glob.filter(composer.options(override.key_or_group))
+    if not override.is_discrete_sweep():
+        raise BadInput(f"{override.input_line}: an interval is no list of values (use a,b,c or range(a,b,step))")
+    parser = OverridesParser.create()
+    texts = override.sweep_string_iterator()
+    return [parser.parse_override(f"{override.key_or_group}={text}").value() for text in texts]
+
+
+def check_key(config: dict[str, Any], key: str) -> None:
+    """BadInput unless the dotted key exists in the configuration."""
+    node: Any = config
+    for depth, part in enumerate(key.split(".")):
+        if not isinstance(node, dict) or part not in node:
+            parent = ".".join(key.split(".")[:depth])
+            names = [k for k in node if k != "_target_"] if isinstance(node, dict) else []
+            near = difflib.get_close_matches(part, names, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise BadInput(f"{key}: unknown key ({hint}keys of {parent or 'the configuration'}: {', '.join(names)})")
+        node = node[part]
+
+
+def resolve(config: dict[str, Any]) -> dict[str, Any]:
+    """Fill in interpolations, and refuse what is still missing."""
+    tree: DictConfig = OmegaConf.create(config)
+    try:
+        plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise BadInput(" ".join(str(error).split())) from error
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items()}

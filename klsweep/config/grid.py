@@ -1,0 +1,195 @@
+"""Grids: a list of products of axes, expanded into cells by composing each *choice* once, not each cell."""
+
+import copy
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from klsweep.config.compose import Composed, Composer, check_key, parse_overrides, resolve, sweep_values
+from klsweep.errors import BadInput
+
+Point = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid, seed included: its full configuration and the choices and values that made it."""
+
+    config: dict[str, Any]
+    choices: dict[str, str]
+    point: Point
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """A cell left out, and why."""
+
+    point: Point
+    reason: str
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """What a grid stands for. `given`: keys that the user set, on the command line or as an axis."""
+
+    raw: int
+    cells: list[Cell]
+    excluded: list[Exclusion]
+    given: frozenset[str]
+
+
+def expand(composer: Composer, overrides: Sequence[str], use_experiment_grid: bool = True) -> Expansion:
+    """Expand an experiment's grid and the command line's sweeps.
+
+    An axis given on the command line replaces that axis in every product; other axes of the experiment stay.
+    Raises BadInput for anything that does not compose.
+    """
+    parsed = parse_overrides(overrides)
+    axes: dict[str, list[Any]] = {}
+    fixed: list[str] = []
+    for override, text in zip(parsed, overrides, strict=True):
+        sweeping = override.is_sweep_override()
+        if sweeping and override.key_or_group == "experiment":
+            raise BadInput(f"{text}: one experiment at a time (a sweep folder belongs to one)")
+        if not sweeping:
+            fixed.append(text)
+        if override.is_add() or override.is_delete() or override.package is not None:
+            if sweeping:
+                raise BadInput(f"{text}: only existing keys can be swept")
+            continue
+        axes[override.key_or_group] = sweep_values(override, composer)
+    base = composer.compose(fixed)
+    grid = base.config.get("grid") or [{}]
+    products = [_product(line, i, axes) for i, line in enumerate(grid if use_experiment_grid else [{}])]
+    _check_axes(composer, base, products)
+    points = _distinct(point for product in products for point in _points(product))
+    excludes = base.config.get("exclude") or []
+    nodes = _ChoiceNodes(composer, fixed, base)
+    kept, excluded = [], []
+    for point in points:
+        cell = nodes.cell(point)
+        reason = _excluded_by(excludes, cell)
+        if reason is None:
+            kept.append(cell)
+        else:
+            excluded.append(Exclusion(point, reason))
+    raw = sum(len(list(_points(product))) for product in products)
+    return Expansion(raw, kept, excluded, frozenset(axes) | {key for product in products for key in product})
+
+
+def _product(line: Any, index: int, axes: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    if not isinstance(line, dict):
+        raise BadInput(f"grid[{index}]={line!r}: expected a mapping from axis to list of values")
+    product = {key: value if isinstance(value, list) else [value] for key, value in line.items()}
+    empty = [key for key, values in product.items() if not values]
+    if empty:
+        raise BadInput(f"grid[{index}].{empty[0]}=[]: expected at least one value")
+    return {**product, **{key: values for key, values in axes.items() if key != "experiment"}}
+
+
+def _points(product: dict[str, list[Any]]) -> Iterator[Point]:
+    for values in itertools.product(*product.values()):
+        yield dict(zip(product, values, strict=True))
+
+
+def _distinct(points: Iterator[Point]) -> list[Point]:
+    return list({json.dumps(point, sort_keys=True): point for point in points}.values())
+
+
+def _check_axes(composer: Composer, base: Composed, products: list[dict[str, list[Any]]]) -> None:
+    for product in products:
+        for key, values in product.items():
+            if composer.is_group(key):
+                for value in values:
+                    composer.check_choice(key, value)
+            else:
+                check_key(base.config, key)
+
+
+class _ChoiceNodes:
+    """Cells assembled from nodes composed once per choice.
+
+    Exact as long as a choice changes nothing outside its own node; one that does (a `# @package _global_` file) is
+    noticed, and its cells are composed in full.
+    """
+
+    def __init__(self, composer: Composer, fixed: list[str], base: Composed) -> None:
+        self._composer, self._fixed, self._base = composer, fixed, base
+        self._nodes: dict[tuple[str, str], Any] = {}
+        self._global_choices: set[tuple[str, str]] = set()
+
+    def cell(self, point: Point) -> Cell:
+        groups = {key: value for key, value in point.items() if self._composer.is_group(key)}
+        values = {key: value for key, value in point.items() if key not in groups}
+        for choice in groups.items():
+            self._load(choice)
+        if any(choice in self._global_choices for choice in groups.items()):
+            composed = compose_point(self._composer, self._fixed, point)
+        else:
+            config = dict(self._base.config)
+            for group, value in groups.items():
+                config[group] = self._nodes[group, value]
+            composed = Composed(_with_values(config, values), {**self._base.choices, **groups})
+        config = composed.config
+        if "${" in json.dumps(config):
+            config = resolve(config)
+        config = {key: value for key, value in config.items() if key not in ("grid", "exclude")}
+        return Cell({**config, "choices": composed.choices}, composed.choices, point)
+
+    def _load(self, choice: tuple[str, str]) -> None:
+        if choice in self._nodes or choice in self._global_choices:
+            return
+        group, value = choice
+        composed = compose_point(self._composer, self._fixed, {group: value})
+        rest = {key: node for key, node in composed.config.items() if key != group}
+        if rest == {key: node for key, node in self._base.config.items() if key != group}:
+            self._nodes[choice] = composed.config[group]
+        else:
+            self._global_choices.add(choice)
+
+
+def compose_point(composer: Composer, fixed: list[str], point: Point) -> Composed:
+    """One grid point by full Hydra composition."""
+    kept = [text for text, o in zip(fixed, parse_overrides(fixed), strict=True) if o.key_or_group not in point]
+    return composer.compose([*kept, *(f"{key}={_override_text(value)}" for key, value in point.items())])
+
+
+def _override_text(value: Any) -> str:
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return json.dumps(value).replace('"', "")
+
+
+def _with_values(config: dict[str, Any], values: Point) -> dict[str, Any]:
+    """`config` with dotted keys set; only the nodes on their paths are copied."""
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        node = config
+        for part in parents:
+            node[part] = copy.copy(node[part])
+            node = node[part]
+        check_key(node, last)
+        node[last] = value
+    return config
+
+
+def _excluded_by(excludes: list[Any], cell: Cell) -> str | None:
+    for i, rule in enumerate(excludes):
+        if not isinstance(rule, dict) or set(rule) != {"when", "reason"}:
+            raise BadInput(f"exclude[{i}]={rule!r}: expected the keys when and reason")
+        if all(_matches(cell, key, wanted) for key, wanted in rule["when"].items()):
+            return str(rule["reason"])
+    return None
+
+
+def _matches(cell: Cell, key: str, wanted: Any) -> bool:
+    wanted = wanted if isinstance(wanted, list) else [wanted]
+    if key in cell.choices:
+        return cell.choices[key] in wanted
+    node: Any = cell.config
+    for part in key.split("."):
+        check_key(node, part)
+        node = node[part]
+    return node in wanted

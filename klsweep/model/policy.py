@@ -1,0 +1,102 @@
+"""Transformers policies: loading them, and the log-probabilities of given tokens."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klsweep.model.source import Model
+from klsweep.objective.kl import exact_token_kl
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Prompts (left-padded to P) and responses (right-padded to T) of B sequences."""
+
+    prompt_ids: Tensor  # [B, P] int64
+    prompt_mask: Tensor  # [B, P] int64, 1 on real tokens
+    response_ids: Tensor  # [B, T] int64
+    mask: Tensor  # [B, T] float, 1 on generated tokens, end of sequence included
+
+    def rows(self, index: Tensor | slice) -> "Tokens":
+        """The same for a subset of the sequences."""
+        return Tokens(self.prompt_ids[index], self.prompt_mask[index], self.response_ids[index], self.mask[index])
+
+    @property
+    def lengths(self) -> Tensor:
+        """Generated tokens per sequence ``[B]``."""
+        return self.mask.sum(1)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the trainer knows of sampled tokens before an update; all ``[B, T]``, nats, without gradient."""
+
+    old_logprobs: Tensor
+    ref_logprobs: Tensor
+    exact_kl: Tensor  # KL(π_old ‖ π_ref) of the token distributions
+    forward_kl: Tensor  # KL(π_ref ‖ π_old) of the token distributions, at prefixes sampled from π
+    entropy: Tensor
+
+
+def load_policy(model: Model) -> tuple[Any, Any]:
+    """(model, tokenizer) ready to run, in evaluation mode: no dropout, sampler and trainer see the same function."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = model.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(model.location, revision=model.revision, padding_side="left")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    network = AutoModelForCausalLM.from_pretrained(
+        model.location,
+        revision=model.revision,
+        dtype=getattr(torch, model.dtype),
+        attn_implementation=model.attention,
+        use_safetensors=True,
+    )
+    return network.to(device).eval(), tokenizer
+
+
+def response_distributions(network: Any, tokens: Tokens, temperature: float) -> Tensor:
+    """log π(· | prefix) at the sampling temperature, at every response position.
+
+    Returns ``[B, T, V]`` float32 log-probabilities, differentiable in the network's weights.
+    """
+    length = tokens.response_ids.shape[1]
+    attention = torch.cat([tokens.prompt_mask, tokens.mask.to(tokens.prompt_mask.dtype)], 1)
+    logits = network(
+        input_ids=torch.cat([tokens.prompt_ids, tokens.response_ids], 1),
+        attention_mask=attention,
+        position_ids=(attention.cumsum(1) - 1).clamp(min=0),
+        logits_to_keep=length + 1,
+        use_cache=False,
+    ).logits[:, :-1]
+    return torch.log_softmax(logits.float() / temperature, dim=-1)
+
+
+def chosen(distributions: Tensor, response_ids: Tensor) -> Tensor:
+    """Log-probabilities of the given tokens: ``[B, T, V]``, ``[B, T]`` → ``[B, T]``."""
+    return distributions.gather(2, response_ids[:, :, None]).squeeze(2)
+
+
+@torch.no_grad()
+def score(network: Any, reference: Any, tokens: Tokens, temperature: float, batch_size: int) -> Scores:
+    """Old and reference log-probabilities and what the logs need of both distributions, `batch_size` rows at a time."""
+    parts = []
+    for rows in torch.arange(len(tokens.response_ids)).split(batch_size):
+        part = tokens.rows(rows)
+        old = response_distributions(network, part, temperature)
+        ref = response_distributions(reference, part, temperature)
+        parts.append(
+            (
+                chosen(old, part.response_ids),
+                chosen(ref, part.response_ids),
+                exact_token_kl(old, ref),
+                exact_token_kl(ref, old),
+                -(old.exp() * old).sum(-1),
+            )
+        )
+    return Scores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))

@@ -1,0 +1,78 @@
+"""Which model a run starts from: a folder or a Hugging Face name, and the content that identifies it. No torch."""
+
+import hashlib
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from klsweep.component import component
+from klsweep.errors import BadInput
+
+SHIPPED = {"klsweep/tiny": Path(__file__).parent / "tiny"}
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_CONTENT_FILES = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+
+@component
+class Model:
+    """The model node: where the base policy and the reference come from, and in which precision they run."""
+
+    path: str
+    revision: str | None
+    dtype: Literal["float32", "bfloat16"]
+    attention: Literal["sdpa", "eager", "flash_attention_2"]
+    device: Literal["auto", "cpu", "cuda"]
+
+    @property
+    def location(self) -> str:
+        """What transformers is given: a local folder if there is one, else a hub name."""
+        if self.path in SHIPPED:
+            return str(SHIPPED[self.path])
+        return str(Path(self.path).expanduser()) if is_folder(self.path) else self.path
+
+    def content(self) -> str:
+        """What was in it, never where it lay: a hash of the weights, or the hub commit. BadInput if there is none."""
+        if self.path in SHIPPED or is_folder(self.path):
+            return f"sha256:{_folder_hash(self.location)}"
+        if not _HUB_NAME.fullmatch(self.path):
+            raise BadInput(
+                f"model.path={self.path!r}: no such folder (a local HF folder, a hub name 'owner/model', or "
+                f"one of {', '.join(SHIPPED)})"
+            )
+        return f"hub:{self.path}@{_hub_commit(self.path, self.revision)}"
+
+
+def is_folder(path: str) -> bool:
+    """True if the path is an existing local folder."""
+    return Path(path).expanduser().is_dir()
+
+
+@lru_cache(maxsize=64)
+def _folder_hash(folder: str) -> str:
+    files = sorted({f for pattern in _CONTENT_FILES for f in Path(folder).glob(pattern)})
+    if not any(f.suffix == ".safetensors" for f in files):
+        raise BadInput(f"model.path={folder!r}: the folder holds no *.safetensors weights")
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(f"{file.name}:{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=64)
+def _hub_commit(name: str, revision: str | None) -> str:
+    """The commit that a hub revision stands for: from the local cache, else from the hub."""
+    import huggingface_hub
+
+    cached = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
+    if isinstance(cached, str):
+        return Path(cached).parent.name
+    try:
+        commit = huggingface_hub.HfApi().model_info(name, revision=revision, timeout=10).sha
+    except Exception as error:  # whatever the network stack raises, the user needs the same sentence
+        raise BadInput(
+            f"model.path={name!r} (revision {revision or 'main'}): no such folder, not in the local Hugging Face "
+            f"cache, and the hub did not give it ({type(error).__name__})"
+        ) from error
+    return str(commit)

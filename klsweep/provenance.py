@@ -1,0 +1,55 @@
+"""Where a result came from: versions, hardware, git state, and a hash of the code that decides it. No torch."""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parent
+SCIENCE_CODE = ("objective", "training", "rollout", "model", "tasks")
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "hydra-core", "omegaconf", "pydantic", "wandb")
+
+
+@lru_cache(maxsize=1)
+def science_hash() -> str:
+    """Hash of the Python files of the packages that decide a result. Equal hashes: the same computation."""
+    digest = hashlib.sha256()
+    for file in sorted(f for part in SCIENCE_CODE for f in (PACKAGE / part).rglob("*.py")):
+        digest.update(f"{file.relative_to(PACKAGE)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@lru_cache(maxsize=1)
+def environment() -> dict[str, Any]:
+    """Content of `env.json`."""
+    return {
+        "science_hash": science_hash(),
+        "git": _git(),
+        "python": sys.version.split()[0],
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "host": platform.node(),
+    }
+
+
+def _git() -> dict[str, str] | None:
+    """Commit and uncommitted difference of the checkout klsweep runs from; None if it is not one."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(PACKAGE.parent), *arguments], capture_output=True, text=True, check=True
+        ).stdout
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel").strip()) != PACKAGE.parent:
+            return None
+        return {"commit": git("rev-parse", "HEAD").strip(), "diff": git("diff", "HEAD")}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,53 @@
+"""What a rollout engine offers: responses sampled from a policy, with the log-probabilities they were sampled at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from klsweep.model.policy import Tokens
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Sampled sequences. `sampler_logprobs` are of the distribution really sampled: after temperature and top-p."""
+
+    tokens: Tokens
+    sampler_logprobs: Tensor  # [B, T], 0 where mask is 0
+    truncated: Tensor  # [B] bool: no end of sequence within the allowed length
+
+
+class Sampler(Protocol):
+    """An engine bound to a policy: `generate` samples from the policy's weights as they are at that moment."""
+
+    def generate(
+        self, prompts: Sequence[str], samples: int, uniforms: np.ndarray, temperature: float, top_p: float
+    ) -> Generation:
+        """`samples` responses to each prompt, a prompt's samples adjacent; temperature 0 is greedy.
+
+        `uniforms` ``[prompts × samples, max new tokens]``: one draw per token (inverse CDF); its width is the
+        length limit.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """The `rollout` node: says how to sample, and binds itself to a loaded policy."""
+
+    temperature: float
+    top_p: float
+
+    def bind(self, network: Any, tokenizer: Any) -> Sampler: ...
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The batch of one update: generations, the prompts they answer, and the weights they came from."""
+
+    update: int
+    version: int  # updates done when it was sampled
+    prompts: list[int]  # index of each prompt in the task's training set, [N]
+    generation: Generation  # B = N × group_size, a group adjacent
+    rewards: Tensor  # [B]

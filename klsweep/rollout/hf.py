@@ -1,0 +1,132 @@
+"""The `hf` engine: batched sampling from a transformers model, in this process, with a key-value cache."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from annotated_types import Gt, Le
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from klsweep.component import component
+from klsweep.model.policy import Tokens
+from klsweep.rollout.engine import Generation
+
+
+@component
+class HF:
+    """The `rollout=hf` node. `batch_size`: most sequences decoded at once (memory only; results do not change)."""
+
+    temperature: PositiveFloat
+    top_p: Annotated[float, Gt(0), Le(1)]
+    batch_size: PositiveInt
+
+    def bind(self, network: Any, tokenizer: Any) -> "HFSampler":
+        """A sampler that shares the trainer's weights: an optimiser step is seen by the next `generate`."""
+        return HFSampler(network, tokenizer, self.batch_size)
+
+
+@dataclass(frozen=True)
+class HFSampler:
+    """See `Sampler`. Prompts are run once each and their cache is repeated for their samples."""
+
+    network: Any
+    tokenizer: Any
+    batch_size: int
+
+    def generate(
+        self, prompts: Sequence[str], samples: int, uniforms: np.ndarray, temperature: float, top_p: float
+    ) -> Generation:
+        """See `Sampler.generate`."""
+        encoded = self.tokenizer(list(prompts), padding=True, return_tensors="pt")
+        ids = encoded["input_ids"].to(self.network.device)
+        mask = encoded["attention_mask"].to(self.network.device)
+        draws = torch.from_numpy(uniforms).to(self.network.device)
+        per_call = max(1, self.batch_size // samples)
+        parts = [
+            self._decode(
+                ids[i : i + per_call],
+                mask[i : i + per_call],
+                samples,
+                draws[i * samples : (i + per_call) * samples],
+                temperature,
+                top_p,
+            )
+            for i in range(0, len(ids), per_call)
+        ]
+        return _join(parts, self.tokenizer.pad_token_id)
+
+    @torch.no_grad()
+    def _decode(
+        self, ids: Tensor, mask: Tensor, samples: int, draws: Tensor, temperature: float, top_p: float
+    ) -> Generation:
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        out = self.network(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, use_cache=True)
+        cache = out.past_key_values
+        cache.batch_repeat_interleave(samples)
+        logits = out.logits[:, -1].repeat_interleave(samples, 0)
+        prompt_ids, prompt_mask = ids.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
+        attention, position = prompt_mask, positions[:, -1:].repeat_interleave(samples, 0)
+        alive = torch.ones(len(prompt_ids), dtype=torch.bool, device=ids.device)
+        columns: list[tuple[Tensor, Tensor, Tensor]] = []
+        for step in range(draws.shape[1]):
+            token, logprob = draw_tokens(logits, draws[:, step], temperature, top_p)
+            token = token.where(alive, self.tokenizer.pad_token_id)
+            columns.append((token, logprob.where(alive, 0.0), alive))
+            alive = alive & (token != self.tokenizer.eos_token_id)
+            if not alive.any() or step == draws.shape[1] - 1:
+                break
+            attention = torch.cat([attention, columns[-1][2][:, None].to(attention.dtype)], 1)
+            position = position + 1
+            logits = self.network(
+                input_ids=token[:, None],
+                attention_mask=attention,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[:, -1]
+        response_ids, logprobs, generated = (torch.stack(column, 1) for column in zip(*columns, strict=True))
+        tokens = Tokens(prompt_ids, prompt_mask, response_ids, generated.float())
+        return Generation(tokens, logprobs, alive)
+
+
+def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+    """One token per row by inverse CDF, and its log-probability under the distribution it was drawn from.
+
+    Args: `logits` ``[B, V]``; `uniforms` ``[B]`` in [0, 1). temperature 0 takes the argmax (log-probability 0).
+    top_p < 1 keeps the smallest set of likeliest tokens whose probability reaches top_p, renormalised.
+    Returns: ids ``[B]``, log-probabilities ``[B]``.
+    """
+    if temperature == 0:
+        return logits.argmax(-1), logits.new_zeros(len(logits), dtype=torch.float32)
+    logprobs = torch.log_softmax(logits.float() / temperature, -1)
+    if top_p < 1:
+        ordered, order = logprobs.sort(-1, descending=True)
+        probabilities = ordered.exp()
+        outside = (probabilities.cumsum(-1) - probabilities) >= top_p
+        logprobs = logprobs.masked_fill(outside.scatter(1, order, outside), -torch.inf)
+        logprobs = torch.log_softmax(logprobs, -1)
+    cdf = logprobs.double().exp().cumsum(-1)
+    token = torch.searchsorted(cdf, (uniforms * cdf[:, -1])[:, None], right=True).squeeze(1)
+    return token, logprobs.gather(1, token[:, None]).squeeze(1)
+
+
+def _join(parts: Sequence[Generation], pad_id: int) -> Generation:
+    """Concatenate generations of different response lengths, padding on the right."""
+    width = max(part.tokens.response_ids.shape[1] for part in parts)
+
+    def pad(x: Tensor, value: float) -> Tensor:
+        return torch.nn.functional.pad(x, (0, width - x.shape[1]), value=value)
+
+    return Generation(
+        tokens=Tokens(
+            torch.cat([part.tokens.prompt_ids for part in parts]),
+            torch.cat([part.tokens.prompt_mask for part in parts]),
+            torch.cat([pad(part.tokens.response_ids, pad_id) for part in parts]),
+            torch.cat([pad(part.tokens.mask, 0.0) for part in parts]),
+        ),
+        sampler_logprobs=torch.cat([pad(part.sampler_logprobs, 0.0) for part in parts]),
+        truncated=torch.cat([part.truncated for part in parts]),
+    )

@@ -1,0 +1,83 @@
+"""One run, from its folder: claim it, train it, and write down truthfully how that ended."""
+
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from klsweep.config.build import Builder
+from klsweep.config.identity import canonical
+from klsweep.provenance import environment, science_hash
+from klsweep.record import Row, RunFolder, write_json
+
+OnUpdate = Callable[[int, Row], None]
+
+
+def execute(folder: RunFolder, should_stop: Callable[[], bool], on_update: OnUpdate) -> Row:
+    """Run an attempt at a run; its final status. A finished or taken run is left alone.
+
+    The resolved `config.yaml` is all that is read: editing `conf/` while a run waits changes nothing. Exceptions end
+    in `status.json` with their traceback, not in the caller.
+    """
+    number = folder.claim(science_hash=science_hash())
+    if number is None:
+        return folder.status()
+    with _output_into(folder.attempt(number)):
+        try:
+            state, cause = _train(folder, should_stop, on_update)
+        except Exception as error:  # noqa: BLE001 - whatever a run raises is its result
+            text = traceback.format_exc()
+            print(text, file=sys.stderr)
+            return folder.finish(number, "failed", f"{type(error).__name__}: {error}", text)
+    return folder.finish(number, state, cause)
+
+
+def _train(folder: RunFolder, should_stop: Callable[[], bool], on_update: OnUpdate) -> tuple[str, str | None]:
+    import torch
+
+    from klsweep.tracking import Tracker
+    from klsweep.training.loop import train
+
+    config = yaml.load(folder.config.read_text(), Loader=yaml.CSafeLoader)
+    spec = Builder().run_spec(config)
+    write_json(folder.environment, {**environment(), "threads": torch.get_num_threads()})
+    sweep = folder.path.parent.parent
+    tracker = Tracker.start(
+        spec.wandb,
+        folder.path,
+        folder.run_id,
+        sweep.name,
+        {**{f"choice.{k}": v for k, v in config.get("choices", {}).items()}, **canonical(spec)},
+    )
+    try:
+        outcome = train(spec, folder, sweep / "artifacts", tracker, should_stop, on_update)
+    except BaseException:
+        tracker.finish(1)
+        raise
+    tracker.finish(0)
+    return outcome.state, outcome.cause
+
+
+@contextmanager
+def _output_into(folder: Path) -> Iterator[None]:
+    """Send this process's stdout and stderr, file descriptors included, into an attempt's folder."""
+    assert threading.current_thread() is threading.main_thread()
+    saved = []
+    for stream, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
+        stream.flush()
+        descriptor = stream.fileno()
+        saved.append((stream, descriptor, os.dup(descriptor)))
+        with (folder / name).open("a") as file:
+            os.dup2(file.fileno(), descriptor)
+    try:
+        yield
+    finally:
+        for stream, descriptor, original in saved:
+            stream.flush()
+            os.dup2(original, descriptor)
+            os.close(original)

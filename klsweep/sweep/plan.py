@@ -1,0 +1,178 @@
+"""From overrides to a plan: every cell built, undefined ones excluded with the reason, equal ones collapsed."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from klsweep.config.build import Builder, RunSpec
+from klsweep.config.compose import Composer
+from klsweep.config.grid import Cell, Exclusion, Expansion, expand
+from klsweep.config.identity import NEUTRAL, Canonical, canonical, cell_id, covers, eval_id, run_id
+from klsweep.errors import BadInput
+from klsweep.objective.objective import Objective, Undefined
+from klsweep.record import FINISHED, Row, SweepFolder, write_text
+from klsweep.sweep.describe import describe
+from klsweep.sweep.expectation import expected_gradient
+
+AXES = ("model", "estimator", "placement", "clip", "sampling", "algorithm", "task", "reward", "rollout")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run to be: its identity, its resolved configuration, and the row it gets in `plan.jsonl`."""
+
+    row: Row
+    config: dict[str, Any]
+    spec: RunSpec
+    canonical: Canonical
+
+    @property
+    def run_id(self) -> str:
+        return self.row["run_id"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command asks for. raw − excluded − collapsed = runs; `finished` of them need no work."""
+
+    folder: SweepFolder
+    raw: int
+    excluded: list[Exclusion]
+    collapsed: int
+    runs: list[PlannedRun]
+    finished: frozenset[str]
+    notes: list[str]
+
+    @property
+    def to_run(self) -> list[PlannedRun]:
+        return [run for run in self.runs if run.run_id not in self.finished]
+
+    def seconds_per_run(self) -> float | None:
+        """Median wall seconds of this plan's finished runs; None if there are none."""
+        ended = [self.folder.run(run_id).status() for run_id in self.finished]
+        return statistics.median(status["ended"] - status["started"] for status in ended) if ended else None
+
+
+def make_plan(composer: Composer, overrides: Sequence[str], single: bool = False) -> Plan:
+    """Plan a sweep, or with `single` exactly one run (an experiment's grid is then ignored).
+
+    Raises BadInput for anything wrong, a `single` run's undefined combination included, before anything is written.
+    """
+    return _plan(expand(composer, overrides, use_experiment_grid=not single), single)
+
+
+def plan_cell(cell: Cell) -> Plan:
+    """The plan of one cell that was composed elsewhere."""
+    return _plan(Expansion(raw=1, cells=[cell], excluded=[], given=frozenset()), single=True)
+
+
+def _plan(expansion: Expansion, single: bool) -> Plan:
+    builder = Builder()
+    runs: dict[str, PlannedRun] = {}
+    excluded = list(expansion.excluded)
+    for cell in expansion.cells:
+        spec = builder.run_spec(cell.config)
+        try:
+            Objective(spec.estimator, spec.placement, spec.clip, spec.algorithm)
+        except Undefined as reason:
+            if single:
+                raise BadInput(str(reason)) from reason
+            excluded.append(Exclusion(cell.point, str(reason)))
+            continue
+        run = _planned(cell, spec)
+        runs.setdefault(run.run_id, run)
+    planned = list(runs.values())
+    folder = _sweep_folder(planned)
+    finished = frozenset(r.run_id for r in planned if folder.run(r.run_id).status()["state"] in FINISHED)
+    return Plan(
+        folder=folder,
+        raw=expansion.raw,
+        excluded=excluded,
+        collapsed=expansion.raw - len(excluded) - len(planned),
+        runs=planned,
+        finished=finished,
+        notes=[*_inert_notes(expansion, planned), *_expectation_notes(planned)],
+    )
+
+
+def write_plan(plan: Plan) -> None:
+    """Write the sweep folder: `plan.jsonl`, and each unfinished run's resolved `config.yaml`."""
+    plan.folder.extend_plan(run.row for run in plan.runs)
+    for run in plan.to_run:
+        folder = plan.folder.run(run.run_id)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_text(folder.config, yaml.dump(run.config, Dumper=yaml.CSafeDumper, sort_keys=False))
+
+
+def _planned(cell: Cell, spec: RunSpec) -> PlannedRun:
+    flat = canonical(spec)
+    row = {
+        "run_id": run_id(flat),
+        "cell_id": cell_id(flat),
+        "eval_id": eval_id(spec),
+        "seed": spec.root.seed,
+        "updates": spec.train.updates,
+        "axes": _labels(cell, spec, flat),
+        "kl_coef": flat.get("kl.coef"),
+        "fields": {k: v for k, v in flat.items() if "." in k and k != "kl.coef"},
+        "suites": {name: "in" if suite == spec.task else "out" for name, suite in spec.eval.suites.items()},
+    }
+    return PlannedRun(row, cell.config, spec, flat)
+
+
+def _labels(cell: Cell, spec: RunSpec, flat: Canonical) -> dict[str, str | None]:
+    """The choice taken on each axis, None where it is inert, and the name of what it comes to where two are equal."""
+    labels = {axis: cell.choices.get(axis) if axis in flat else None for axis in AXES}
+    labels["model"] = cell.choices["model"]
+    if flat["placement"] == "NoKL":
+        labels["placement"] = "none"
+    if spec.sampling.lag == 0:
+        labels["sampling"] = "on_policy"
+    return labels
+
+
+def _sweep_folder(runs: list[PlannedRun]) -> SweepFolder:
+    if not runs:
+        raise BadInput("the grid is empty: every cell was excluded (see `klsweep plan` for the reasons)")
+    folders = sorted({run.spec.root.sweep_dir for run in runs})
+    if len(folders) > 1:
+        raise BadInput(f"sweep_dir={', '.join(folders)}: a sweep has one folder, sweep_dir cannot be an axis")
+    return SweepFolder(Path(folders[0]))
+
+
+def _inert_notes(expansion: Expansion, runs: list[PlannedRun]) -> list[str]:
+    """Keys the user set that no run's result depends on."""
+    kept = {key for run in runs for key in run.canonical}
+    varied = {"kl", "estimator", "placement", "clip", "sampling", "algorithm"}
+    inert = [k for k in sorted(expansion.given) if "." in k and k.split(".")[0] in varied and k not in kept]
+    return [f"{key} has no effect on any of these runs" for key in inert if not _is_neutral(key, runs)]
+
+
+def _is_neutral(key: str, runs: list[PlannedRun]) -> bool:
+    """True if a key is absent from identities only because its value is the neutral one."""
+    node, _, field = key.partition(".")
+    return key in NEUTRAL and any(getattr(getattr(r.spec, node), field, None) == NEUTRAL[key] for r in runs)
+
+
+def _expectation_notes(runs: list[PlannedRun]) -> list[str]:
+    """Cells whose KL term has the same gradient in expectation, and those where it is zero."""
+    groups: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for run in runs:
+        gradient = expected_gradient(run.canonical)
+        if gradient is not None:
+            same = ("estimator", "placement", "clip", "seed")
+            rest = repr([(k, v) for k, v in run.canonical.items() if not covers(same, k)])
+            groups[gradient, rest][run.row["cell_id"]] = describe(run.row)
+    notes = []
+    for (gradient, _), cells in groups.items():
+        names = "; ".join(cells.values())
+        if gradient == "zero":
+            notes.append(f"KL term with zero expected gradient (β adds only noise): {names}")
+        elif len(cells) > 1:
+            notes.append(f"equal in expectation ({gradient}): {names}")
+    return notes

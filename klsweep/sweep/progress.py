@@ -1,0 +1,83 @@
+"""The progress of a local sweep: runs done of all, and for each worker update, reward and KL; ETA."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from klsweep.record import Row, RunFolder
+from klsweep.sweep.describe import describe
+from klsweep.sweep.plan import PlannedRun
+
+PLAIN_SECONDS = 10.0  # between lines where the output is no terminal
+
+
+class SweepProgress:
+    """A live display on a terminal, a line now and then elsewhere. Use as a context manager."""
+
+    def __init__(self, runs: list[PlannedRun], console: Console) -> None:
+        self._runs = {run.run_id: run.row for run in runs}
+        self._console = console
+        self._live = Live(console=console, transient=True) if console.is_terminal else None
+        self._active: dict[str, Row] = {}
+        self._updates_done: dict[str, int] = {}
+        self._ended = 0
+        self._start = self._said_at = time.monotonic()
+
+    def __enter__(self) -> "SweepProgress":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def on_update(self, folder: RunFolder, update: int, row: Row) -> None:
+        """A worker finished an update."""
+        self._active[folder.run_id] = {"update": update, **row}
+        self._updates_done[folder.run_id] = update
+        self._show()
+
+    def on_end(self, folder: RunFolder, status: Row) -> None:
+        """A run ended."""
+        self._ended += 1
+        self._active.pop(folder.run_id, None)
+        self._updates_done[folder.run_id] = self._runs[folder.run_id]["updates"]
+        if status["state"] not in ("done",):
+            cause = status.get("cause") or ""
+            self._console.print(
+                Text(f"{status['state']}: {self._name(folder.run_id)}: {cause} ({folder.path})", style="red")
+            )
+        self._show()
+
+    def _show(self) -> None:
+        if self._live:
+            self._live.update(Group(self._headline(), *(self._line(run) for run in self._active)))
+        elif time.monotonic() - self._said_at > PLAIN_SECONDS or self._ended == len(self._runs):
+            self._said_at = time.monotonic()
+            self._console.print(Group(self._headline(), *(self._line(run) for run in self._active)))
+
+    def _headline(self) -> Text:
+        total = sum(row["updates"] for row in self._runs.values())
+        done = sum(self._updates_done.values())
+        elapsed = time.monotonic() - self._start
+        eta = f"{elapsed * (total - done) / done:.0f} s" if done else "unknown"
+        return Text(
+            f"runs {self._ended}/{len(self._runs)}  updates {done}/{total}  "
+            f"elapsed {elapsed:.0f} s  ETA {eta if self._ended < len(self._runs) else '0 s'}",
+            style="bold",
+        )
+
+    def _line(self, run_id: str) -> Text:
+        row = self._active[run_id]
+        figures = f"update {row['update']}/{self._runs[run_id]['updates']}"
+        if "reward/mean" in row:
+            figures += f"  reward {row['reward/mean']:.3f}  KL {row['kl/k1_sequence']:.3f}"
+        return Text(f"  {self._name(run_id)}: {figures}")
+
+    def _name(self, run_id: str) -> str:
+        row = self._runs[run_id]
+        return f"{describe(row)} seed {row['seed']}"

@@ -1,0 +1,24 @@
+"""Carrying out a plan on this machine."""
+
+from rich.console import Console
+
+from klsweep.sweep.launch_local import launch
+from klsweep.sweep.plan import Plan, write_plan
+from klsweep.sweep.progress import SweepProgress
+
+
+def run_plan(plan: Plan) -> int:
+    """Write the sweep folder and execute what is not finished; the number of runs that did not end well."""
+    write_plan(plan)
+    states: list[str] = []
+    if not plan.to_run:
+        return 0
+    launcher = plan.to_run[0].spec.launcher
+    with SweepProgress(plan.to_run, Console(stderr=True)) as progress:
+
+        def on_end(folder, status) -> None:
+            states.append(status["state"])
+            progress.on_end(folder, status)
+
+        launch(launcher, [plan.folder.run(run.run_id) for run in plan.to_run], progress.on_update, on_end)
+    return sum(state not in ("done", "diverged") for state in states)

@@ -1,0 +1,1 @@
+"""Prompts and verifiers. No torch: a task knows text, never tokens or models."""

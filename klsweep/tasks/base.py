@@ -1,0 +1,37 @@
+"""What every task offers."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+
+class Item(NamedTuple):
+    """One prompt and what its verifier compares a response with."""
+
+    prompt: str
+    answer: str
+
+    @property
+    def prompt_hash(self) -> str:
+        """First 12 hex digits of the SHA-256 of the prompt: equal prompts are recognised across sweeps."""
+        return hashlib.sha256(self.prompt.encode()).hexdigest()[:12]
+
+
+class Task(Protocol):
+    """Prompts to train on, prompts to evaluate on (disjoint from the former), and a verifier."""
+
+    @property
+    def max_response_tokens(self) -> int: ...
+
+    def train_items(self) -> Sequence[Item]: ...
+
+    def eval_items(self) -> Sequence[Item]: ...
+
+    def is_correct(self, item: Item, response: str) -> bool: ...
+
+
+def fingerprint(task: Task) -> str:
+    """SHA-256 of every train and evaluation item: the part of a run's identity that says which data it saw."""
+    items = [list(task.train_items()), list(task.eval_items())]
+    return hashlib.sha256(json.dumps(items).encode()).hexdigest()[:16]

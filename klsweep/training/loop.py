@@ -1,0 +1,197 @@
+"""The training loop, top to bottom: rollout → reward → KL in reward → advantage → loss → step → evaluate → checkpoint."""
+
+import copy
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from klsweep.config.build import RunSpec
+from klsweep.config.identity import base_eval_id
+from klsweep.model.policy import load_policy, score
+from klsweep.objective.objective import Objective
+from klsweep.record import RunFolder, append_rows, read_rows, shared_artifact, truncate_rows
+from klsweep.rollout.buffer import RolloutQueue
+from klsweep.rollout.engine import Rollout
+from klsweep.rollout.random import Stream, prompt_order, uniforms
+from klsweep.tracking import Tracker
+from klsweep.training import metrics as measure
+from klsweep.training.checkpoint import load_checkpoint, save_checkpoint
+from klsweep.training.evaluate import ItemRow, evaluate, summary
+from klsweep.training.step import Learner
+
+
+class Outcome(NamedTuple):
+    """How training ended; `cause` says why it diverged."""
+
+    state: Literal["done", "diverged", "preempted"]
+    cause: str | None = None
+
+
+Progress = Callable[[int, measure.Metrics], None]
+
+
+def train(
+    spec: RunSpec,
+    folder: RunFolder,
+    artifacts: Path,
+    tracker: Tracker,
+    should_stop: Callable[[], bool],
+    on_update: Progress,
+) -> Outcome:
+    """Train one run, or go on with it from its last checkpoint. The record in `folder` is the only result.
+
+    `artifacts` holds what runs share (the base's evaluation). `should_stop` is asked between updates; `on_update` is
+    told each update's metrics.
+    """
+    settings, algorithm, seed = spec.train, spec.algorithm, spec.root.seed
+    temperature, max_length = spec.rollout.temperature, spec.task.max_response_tokens
+    objective = Objective(spec.estimator, spec.placement, spec.clip, algorithm)
+    network, tokenizer = load_policy(spec.model)
+    reference = copy.deepcopy(network).requires_grad_(False)  # before any checkpoint: always the base
+    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    done, waiting = load_checkpoint(folder.checkpoints, network, optimiser, _warn)
+    queue = RolloutQueue(spec.sampling.lag, settings.updates, waiting)
+    sampler = spec.rollout.bind(network, tokenizer)
+    learner = Learner(
+        network=network,
+        reference=reference,
+        optimiser=optimiser,
+        objective=objective,
+        temperature=temperature,
+        max_length=max_length,
+        minibatches=settings.minibatches,
+        micro_batch_size=settings.micro_batch_size,
+        max_grad_norm=settings.max_grad_norm,
+    )
+    items = spec.task.train_items()
+    folder.evaluations.mkdir(exist_ok=True)
+    for log in (folder.metrics, folder.timing, *folder.evaluations.glob("*.jsonl")):
+        truncate_rows(log, done or -1)
+
+    def sample(index: int) -> Rollout:
+        prompts = prompt_order(seed, index, settings.prompts_per_update, len(items))
+        draws = uniforms(seed, Stream.ROLLOUT, index, prompts, algorithm.group_size, max_length)
+        texts = [items[p].prompt for p in prompts]
+        generation = sampler.generate(texts, algorithm.group_size, draws, temperature, spec.rollout.top_p)
+        responses = tokenizer.batch_decode(generation.tokens.response_ids, skip_special_tokens=True)
+        asked = [items[p] for p in prompts for _ in range(algorithm.group_size)]
+        rewards = [spec.reward(spec.task, item, text) for item, text in zip(asked, responses, strict=True)]
+        return Rollout(index, done, prompts, generation, torch.tensor(rewards, device=network.device))
+
+    def run_evaluation() -> dict[str, list[ItemRow]]:
+        return evaluate(
+            sampler,
+            tokenizer,
+            spec.eval,
+            lambda tokens: score(network, reference, tokens, spec.eval.temperature, spec.eval.batch_size),
+        )
+
+    def record_evaluation(update: int, rows: dict[str, list[ItemRow]]) -> measure.Metrics:
+        for suite, suite_rows in rows.items():
+            append_rows(folder.evaluations / f"{suite}.jsonl", [{"update": update, **row} for row in suite_rows])
+        return summary(rows, spec.eval.pass_at)
+
+    def record_update(update: int, row: measure.Metrics) -> None:
+        append_rows(folder.metrics, [{"update": update, **row}])
+        tracker.log(update, row)
+        folder.beat()
+        on_update(update, row)
+
+    if done == 0:
+        rows = _base_evaluation(spec, artifacts, run_evaluation)
+        record_update(0, record_evaluation(0, rows))
+    saved_at = time.monotonic()
+    outcome = Outcome("done")
+    while done < settings.updates:
+        if should_stop():
+            save_checkpoint(folder.checkpoints, done, network, optimiser, list(queue.waiting))
+            return Outcome("preempted")
+        update, clock = done + 1, Clock()
+        beta = spec.kl.beta(update, settings.updates)
+        for group in optimiser.param_groups:
+            group["lr"] = settings.lr_at(update)
+        with clock.phase("rollout"):
+            rollout = queue.next(update, sample)
+        tokens = rollout.generation.tokens
+        with clock.phase("score"):
+            scores = score(network, reference, tokens, temperature, settings.micro_batch_size)
+        advantages = objective.advantages(
+            rollout.rewards, scores.old_logprobs, scores.ref_logprobs, tokens.mask, beta, scores.exact_kl
+        )
+        with clock.phase("step"):
+            steps = learner.update(tokens, scores, advantages, beta)
+        row: measure.Metrics = {
+            **measure.reward_metrics(rollout.rewards, algorithm.group_size),
+            **measure.kl_metrics(scores, tokens.mask),
+            **measure.clip_metrics(scores, tokens.mask, objective),
+            **measure.strength_metrics(beta, tokens.lengths, objective, max_length),
+            **measure.staleness_metrics(rollout, scores, update),
+            **measure.length_metrics(rollout),
+            **steps,
+            "lr": settings.lr_at(update),
+        }
+        cause = measure.divergence(row, settings.max_kl, settings.min_reward)
+        if cause is not None:
+            outcome = Outcome("diverged", f"update {update}: {cause}")
+        done = update
+        every = spec.eval.every
+        if done == settings.updates or cause is not None or (every and done % every == 0):
+            with clock.phase("eval"):
+                row.update(record_evaluation(update, run_evaluation()))
+        record_update(update, row)
+        due = time.monotonic() - saved_at >= settings.checkpoint_seconds
+        if due or done == settings.updates or cause is not None:
+            with clock.phase("checkpoint"):
+                save_checkpoint(folder.checkpoints, done, network, optimiser, list(queue.waiting))
+            saved_at = time.monotonic()
+        append_rows(folder.timing, [{"update": update, **clock.row(int(tokens.mask.sum().item()))}])
+        if cause is not None:
+            break
+    return outcome
+
+
+class Clock:
+    """Seconds spent in each phase of an update."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._phases: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a block."""
+        start = time.perf_counter()
+        yield
+        self._phases[f"seconds/{name}"] = time.perf_counter() - start
+
+    def row(self, tokens: int) -> dict[str, float]:
+        """Phases, total, generated tokens per second of the whole update, and peak resident memory in MiB."""
+        total = time.perf_counter() - self._start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        row = {**self._phases, "seconds/total": total, "tokens_per_second": tokens / total, "peak_rss_mib": peak}
+        if torch.cuda.is_available():
+            row["peak_gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        return row
+
+
+def _base_evaluation(
+    spec: RunSpec, artifacts: Path, run: Callable[[], dict[str, list[ItemRow]]]
+) -> dict[str, list[ItemRow]]:
+    """The base model's evaluation: computed by the first run of a sweep that needs it, read by the others."""
+
+    def build(folder: Path) -> None:
+        for suite, rows in run().items():
+            append_rows(folder / f"{suite}.jsonl", rows)
+
+    folder = shared_artifact(artifacts / base_eval_id(spec), build)
+    return {suite: list(read_rows(folder / f"{suite}.jsonl")) for suite in spec.eval.suites}
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,137 @@
+"""What is logged of an update. Every figure is a plain float computed from the whole batch."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from klsweep.model.policy import Scores
+from klsweep.objective.kl import k1, k2, k3
+from klsweep.objective.objective import Objective, masked
+from klsweep.objective.reduce import per_sequence_scale
+from klsweep.rollout.engine import Rollout
+
+Metrics = dict[str, float | int]
+
+
+def kl_metrics(scores: Scores, mask: Tensor) -> Metrics:
+    """KL(π_old ‖ π_ref) on the batch as each estimator values it, per token and per sequence (Σ_t), nats.
+
+    `kl/forward_*` is the exact KL(π_ref ‖ π_old) of the token distributions at prefixes that π sampled, which is not
+    the forward KL of sequences (that would need samples of the reference).
+    """
+    log_ratio = masked(scores.old_logprobs - scores.ref_logprobs, mask)
+    values = {
+        "k1": k1(log_ratio),
+        "k2": k2(log_ratio),
+        "k3": k3(log_ratio),
+        "full": masked(scores.exact_kl, mask),
+        "forward": masked(scores.forward_kl, mask),
+    }
+    metrics: Metrics = {}
+    for name, value in values.items():
+        metrics[f"kl/{name}_token"] = _token_mean(value, mask)
+        metrics[f"kl/{name}_sequence"] = value.double().sum(1).mean().item()
+    metrics["entropy"] = _token_mean(scores.entropy, mask)
+    return metrics
+
+
+def clip_metrics(scores: Scores, mask: Tensor, objective: Objective) -> Metrics:
+    """Share of log-ratios beyond the KL clip and E|ℓ − ℓ^τ|, at the level the clip acts on; none without a clip."""
+    level = objective.clip.level
+    if level is None:
+        return {}
+    log_ratio = masked(scores.old_logprobs - scores.ref_logprobs, mask)
+    if level == "sequence":
+        moved = (log_ratio.sum(1) - objective.clip(log_ratio.sum(1), level)).abs()
+        return {"clip/fraction": (moved > 0).double().mean().item(), "clip/distance": moved.double().mean().item()}
+    moved = (log_ratio - objective.clip(log_ratio, level)).abs()
+    return {"clip/fraction": _token_mean((moved > 0).float(), mask), "clip/distance": _token_mean(moved, mask)}
+
+
+def reward_metrics(rewards: Tensor, group_size: int) -> Metrics:
+    """Mean and spread of rewards, and the share of groups whose rewards are all equal (no signal in them)."""
+    groups = rewards.double().view(-1, group_size)
+    return {
+        "reward/mean": groups.mean().item(),
+        "reward/std": rewards.double().std(correction=0).item(),
+        "reward/zero_variance_groups": (groups.max(1).values == groups.min(1).values).double().mean().item(),
+    }
+
+
+def staleness_metrics(rollout: Rollout, scores: Scores, update: int) -> Metrics:
+    """How far the sampler was from the policy that trains on its tokens.
+
+    Sequence weights w_i = exp(Σ_t log π_old − log μ); `sampler/ess` is (Σw)²/(BΣw²), 1 when μ is π_old.
+    """
+    tokens = rollout.generation.tokens
+    log_weights = masked(scores.old_logprobs - rollout.generation.sampler_logprobs, tokens.mask).double()
+    weights = torch.softmax(log_weights.sum(1), 0)
+    return {
+        "sampler/lag": update - 1 - rollout.version,
+        "sampler/log_ratio_abs_token": _token_mean(log_weights.abs(), tokens.mask),
+        "sampler/ess": (1.0 / (len(weights) * weights.square().sum())).item(),
+    }
+
+
+def length_metrics(rollout: Rollout) -> Metrics:
+    """Generated tokens per response, and the share that ran into the length limit."""
+    lengths = rollout.generation.tokens.lengths.double()
+    return {
+        "length/mean": lengths.mean().item(),
+        "length/max": lengths.max().item(),
+        "length/truncated": rollout.generation.truncated.double().mean().item(),
+    }
+
+
+def strength_metrics(beta: float, lengths: Tensor, objective: Objective, max_length: int) -> Metrics:
+    """β, and what the aggregation makes of it: β times the mean factor on a sequence's KL, relative to seq-sum."""
+    aggregation = objective.algorithm.aggregation
+    scale = per_sequence_scale(lengths, aggregation, max_length).double().mean().item()
+    if aggregation == "token-mean":
+        scale /= lengths.double().mean().item()
+    return {"beta/nominal": beta, "beta/effective_per_sequence": beta * scale}
+
+
+class RatioStatistics:
+    """PPO ratio ρ = π_θ/π_old over all tokens of an update's optimiser steps."""
+
+    def __init__(self) -> None:
+        self._sum = self._clipped = self._tokens = 0.0
+        self._max = 0.0
+
+    def add(self, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, clip_low: float, clip_high: float) -> None:
+        """Count one micro-batch."""
+        ratio = masked((logprobs - old_logprobs).detach().exp(), mask).double()
+        outside = masked(((ratio < 1 - clip_low) | (ratio > 1 + clip_high)).double(), mask)
+        self._sum += ratio.sum().item()
+        self._clipped += outside.sum().item()
+        self._tokens += mask.double().sum().item()
+        self._max = max(self._max, ratio.max().item())
+
+    def metrics(self) -> Metrics:
+        """Mean, maximum, and share outside [1 − clip_low, 1 + clip_high]."""
+        return {
+            "ratio/mean": self._sum / self._tokens,
+            "ratio/max": self._max,
+            "ratio/outside_fraction": self._clipped / self._tokens,
+        }
+
+
+def divergence(metrics: Metrics, max_kl: float | None, min_reward: float | None) -> str | None:
+    """Why an update counts as diverged, None if it does not."""
+    checks: list[tuple[str, Callable[[float], bool], str]] = [
+        ("loss", lambda v: not math.isfinite(v), "is not finite"),
+        ("grad_norm", lambda v: not math.isfinite(v), "is not finite"),
+        ("kl/k1_sequence", lambda v: max_kl is not None and not v <= max_kl, f"is beyond train.max_kl={max_kl}"),
+        ("reward/mean", lambda v: min_reward is not None and v < min_reward, f"is below train.min_reward={min_reward}"),
+    ]
+    for name, is_bad, reason in checks:
+        if is_bad(metrics[name]):
+            return f"{name} = {metrics[name]:.6g} {reason}"
+    return None
+
+
+def _token_mean(values: Tensor, mask: Tensor) -> float:
+    return (masked(values, mask).double().sum() / mask.double().sum()).item()

@@ -1,0 +1,89 @@
+"""One update's optimiser steps on one batch of rollouts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klsweep.model.policy import Scores, Tokens, chosen, response_distributions
+from klsweep.objective.kl import exact_token_kl
+from klsweep.objective.objective import Objective
+from klsweep.objective.reduce import global_count
+from klsweep.training.metrics import Metrics, RatioStatistics
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The policy, its reference and its optimiser, and how a batch is cut for them."""
+
+    network: Any
+    reference: Any
+    optimiser: torch.optim.Optimizer
+    objective: Objective
+    temperature: float
+    max_length: int
+    minibatches: int
+    micro_batch_size: int
+    max_grad_norm: float
+
+    def update(self, tokens: Tokens, scores: Scores, advantages: Tensor, beta: float) -> Metrics:
+        """Take one optimiser step per minibatch. A gradient that is not finite is never stepped on: it ends the update.
+
+        Returns loss terms and gradient norms (before clipping) averaged over the minibatches, and ratio statistics.
+        """
+        ratios, losses, norms = RatioStatistics(), [], []
+        for rows in torch.arange(len(advantages)).chunk(self.minibatches):
+            losses.append(self._accumulate(rows, tokens, scores, advantages, beta, ratios))
+            norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
+            norms.append(norm.item())
+            if not torch.isfinite(norm):
+                break
+            self.optimiser.step()
+            self.optimiser.zero_grad()
+        policy, kl = torch.stack(losses).double().mean(0).tolist()
+        return {
+            "loss": policy + beta * kl,
+            "loss/policy": policy,
+            "loss/kl": kl,
+            "grad_norm": sum(norms) / len(norms),
+            "grad_norm_max": max(norms),
+            **ratios.metrics(),
+        }
+
+    def _accumulate(
+        self, rows: Tensor, tokens: Tokens, scores: Scores, advantages: Tensor, beta: float, ratios: RatioStatistics
+    ) -> Tensor:
+        """Add a minibatch's gradient, one micro-batch at a time. Returns its policy and KL loss, ``[2]``."""
+        objective, algorithm = self.objective, self.objective.algorithm
+        count = global_count(tokens.lengths[rows], algorithm.aggregation)
+        total = torch.zeros(2, device=advantages.device)
+        for part in rows.split(self.micro_batch_size):
+            micro = tokens.rows(part)
+            distributions = response_distributions(self.network, micro, self.temperature)
+            logprobs = chosen(distributions, micro.response_ids)
+            old = scores.old_logprobs[part]
+            terms = objective.terms(
+                logprobs,
+                old,
+                scores.ref_logprobs[part],
+                advantages[part],
+                micro.mask,
+                self._exact_kl(distributions, micro),
+            )
+            loss = objective.loss(terms, micro.lengths, beta, count, self.max_length)
+            loss.backward()
+            with torch.no_grad():
+                policy = objective.loss(terms, micro.lengths, 0.0, count, self.max_length)
+                kl_only = terms._replace(policy=torch.zeros_like(terms.policy))
+                total += torch.stack([policy, objective.loss(kl_only, micro.lengths, 1.0, count, self.max_length)])
+            ratios.add(logprobs, old, micro.mask, algorithm.clip_low, algorithm.clip_high)
+        return total
+
+    def _exact_kl(self, distributions: Tensor, micro: Tokens) -> Tensor | None:
+        """Differentiable KL of the token distributions ``[B, T]`` if the KL loss asks for it."""
+        if not (self.objective.placement.in_loss and self.objective.estimator.needs_distributions):
+            return None
+        with torch.no_grad():
+            reference = response_distributions(self.reference, micro, self.temperature)
+        return exact_token_kl(distributions, reference)

@@ -1,0 +1,40 @@
+"""What several test files share: components without Hydra, and a sweep run once."""
+
+import pytest
+
+from klsweep.objective.advantage import GRPO, RLOO, Algorithm, DrGRPO, Reinforce
+from klsweep.objective.clip import Clip, FixedClip, NoClip
+from klsweep.objective.placement import InLoss, InReward, InRewardAndLoss, NoKL, Placement
+
+
+def algorithm(kind: type[Algorithm] = Reinforce, group_size: int = 4, aggregation: str = "seq-sum", clip: float = 0.2):
+    return kind(group_size=group_size, clip_low=clip, clip_high=clip, aggregation=aggregation)  # pyright: ignore
+
+
+def no_clip() -> Clip:
+    return NoClip(tau=None, level=None, mode=None)
+
+
+def fixed_clip(tau: float, level: str = "token", mode: str = "hard") -> Clip:
+    return FixedClip(tau=tau, level=level, mode=mode)  # pyright: ignore
+
+
+def placed(where: str, credit: str = "sequence", baseline: str = "auto", level: str = "token") -> Placement:
+    """A placement by name, with the fields it uses."""
+    if where == "none":
+        return NoKL(credit=None, baseline=None, level=None)
+    if where == "reward":
+        return InReward(credit=credit, baseline=baseline, level=None)  # pyright: ignore
+    if where == "loss":
+        return InLoss(credit=None, baseline=None, level=level)  # pyright: ignore
+    return InRewardAndLoss(credit=credit, baseline=baseline, level=level)  # pyright: ignore
+
+
+ALGORITHMS = {"reinforce": Reinforce, "rloo": RLOO, "grpo": GRPO, "dr_grpo": DrGRPO}
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

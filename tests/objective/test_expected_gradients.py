@@ -1,0 +1,60 @@
+"""Which gradient each configuration takes, by enumeration of instance A; figures from an independent computation."""
+
+import pytest
+
+from klsweep.objective.kl import K1, K2, K3, Abs, Full
+from klsweep.objective.objective import Objective
+from tests.conftest import algorithm, fixed_clip, no_clip, placed
+from tests.objective.tabular import expected_gradient, instance_a, relative_error, sequence_kl_gradient
+
+CLIPPED_REWARD = {0.5: 0.670041, 1.0: 0.378019, 2.0: 0.070440}
+HARD_LOSS = {0.5: 1.006, 1.0: 0.920605, 2.0: 0.331599}
+
+CASES = [
+    (K1, placed("reward"), None, 0.0),
+    (K1, placed("reward", credit="to_go"), None, 0.0),
+    (K1, placed("reward", baseline="outside"), None, 0.0),
+    (K1, placed("loss"), None, 1.0),
+    (K1, placed("loss", level="sequence"), None, 1.0),
+    (K2, placed("loss"), None, 0.212748),
+    (Full, placed("loss"), None, 0.212748),
+    (K2, placed("loss", level="sequence"), None, 0.0),
+    (K3, placed("loss"), None, 0.244666),
+    (K3, placed("loss", level="sequence"), None, 0.250976),
+    (K3, placed("reward"), None, 0.927081),
+    (K3, placed("reward", credit="to_go"), None, 0.927081),
+    (K2, placed("reward"), None, 0.849384),
+    (K1, placed("reward_and_loss"), None, 0.0),
+    (K3, placed("reward_and_loss"), None, 0.0),
+    (Full, placed("reward_and_loss"), None, 0.0),
+    (Full, placed("reward_and_loss", credit="to_go"), None, 0.0),
+    (K2, placed("reward_and_loss"), None, 0.241548),
+    (Abs, placed("reward_and_loss"), None, 1.557620),
+    *((K1, placed("reward"), fixed_clip(tau, "sequence"), error) for tau, error in CLIPPED_REWARD.items()),
+    *(
+        (K2, placed("loss", level="sequence"), fixed_clip(tau, "sequence", "straight_through"), error)
+        for tau, error in CLIPPED_REWARD.items()
+    ),
+    *((K2, placed("loss", level="sequence"), fixed_clip(tau, "sequence"), error) for tau, error in HARD_LOSS.items()),
+]
+
+
+def test_the_target_itself():
+    kl, gradient = sequence_kl_gradient(*instance_a())
+    assert kl == pytest.approx(0.518092, abs=5e-7)
+    assert gradient.norm().item() == pytest.approx(0.392448, abs=5e-7)
+
+
+@pytest.mark.parametrize(("estimator", "placement", "clip", "error"), CASES)
+def test_relative_error_of_the_expected_gradient(estimator, placement, clip, error):
+    theta, ref = instance_a()
+    objective = Objective(estimator(), placement, clip or no_clip(), algorithm())
+    gradient = expected_gradient(objective, theta, ref)
+    digits = 5e-4 if error == 1.006 else 1e-6
+    assert relative_error(gradient, sequence_kl_gradient(theta, ref)[1]) == pytest.approx(error, abs=digits)
+
+
+def test_k1_in_loss_has_gradient_exactly_zero_but_not_with_seq_mean_on_unequal_lengths():
+    theta, ref = instance_a()
+    objective = Objective(K1(), placed("loss"), no_clip(), algorithm())
+    assert expected_gradient(objective, theta, ref).abs().max().item() < 1e-15

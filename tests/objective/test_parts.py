@@ -1,0 +1,244 @@
+"""Estimators, clips, advantages, surrogate, aggregation and schedule against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from klsweep.objective.clip import hard_clip, straight_through_clip
+from klsweep.objective.kl import K1, K2, K3, Abs, Full, exact_token_kl
+from klsweep.objective.objective import Objective, Undefined, masked
+from klsweep.objective.placement import to_go
+from klsweep.objective.policy_loss import clipped_surrogate
+from klsweep.objective.reduce import global_count, per_sequence_scale, weighted_sum
+from klsweep.objective.schedule import KL
+from tests.conftest import ALGORITHMS, algorithm, fixed_clip, no_clip, placed
+
+
+def _value_and_gradient(function, x: float) -> tuple[float, float]:
+    log_ratio = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    value = function(log_ratio)
+    return value.item(), torch.autograd.grad(value, log_ratio)[0].item()
+
+
+@pytest.mark.parametrize(
+    ("estimator", "value", "gradient"),
+    [
+        (K1, -0.5, 1.0),
+        (K2, 0.125, -0.5),
+        (K3, math.exp(0.5) - 1.5, 1 - math.exp(0.5)),
+        (Abs, 0.5, -1.0),
+    ],
+)
+def test_estimators_at_minus_one_half(estimator, value, gradient):
+    assert _value_and_gradient(estimator(), -0.5) == pytest.approx((value, gradient))
+
+
+def test_k3_keeps_its_digits_near_zero():
+    assert _value_and_gradient(K3(), 1e-6)[0] == pytest.approx(5e-13, rel=1e-4)
+
+
+def test_full_is_the_sum_over_the_vocabulary():
+    p, q = torch.tensor([0.5, 0.5, 0.0]).log(), torch.tensor([0.25, 0.25, 0.5]).log()
+    assert exact_token_kl(p, q).item() == pytest.approx(math.log(2))
+    assert Full()(torch.zeros(1), torch.tensor([3.0])).item() == 3.0
+    with pytest.raises(ValueError, match="exact_kl"):
+        Full()(torch.zeros(1))
+
+
+def test_clipped_k3_and_k2_at_one_and_a_half():
+    """ℓ = 1.5, τ = 1: hard has no gradient, straight-through keeps that of the clipped value."""
+    assert _value_and_gradient(lambda x: K3()(hard_clip(x, 1.0)), 1.5) == pytest.approx((0.367879, 0.0), abs=1e-6)
+    through = _value_and_gradient(lambda x: K3()(straight_through_clip(x, 1.0)), 1.5)
+    assert through == pytest.approx((0.367879, 0.632121), abs=1e-6)
+    assert _value_and_gradient(lambda x: K2()(straight_through_clip(x, 1.0)), 1.5) == pytest.approx((0.5, 1.0))
+
+
+def test_a_clip_acts_at_its_own_level_only():
+    token, sequence = fixed_clip(1.0, "token"), fixed_clip(1.0, "sequence")
+    x = torch.tensor([-3.0, 0.5, 2.0])
+    assert token(x, "token").tolist() == [-1.0, 0.5, 1.0]
+    assert token(x, "sequence").tolist() == x.tolist()
+    assert sequence(x, "sequence").tolist() == [-1.0, 0.5, 1.0]
+    assert no_clip()(x, "token") is x
+
+
+REWARDS, SUMS, BETA = torch.tensor([1.0, 0, 0, 0]).double(), torch.tensor([0.2, 0.4, 0.6, 0.8]).double(), 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "baseline", "expected"),
+    [
+        ("grpo", "inside", (1.499258, -0.461310, -0.499753, -0.538195)),
+        ("grpo", "outside", (1.479997, -0.539999, -0.559999, -0.579999)),
+        ("rloo", "inside", (1.04, -0.32, -0.346667, -0.373333)),
+        ("rloo", "outside", (0.98, -0.373333, -0.393333, -0.413333)),
+        ("dr_grpo", "inside", (0.78, -0.24, -0.26, -0.28)),
+        ("reinforce", "inside", (0.98, -0.04, -0.06, -0.08)),
+    ],
+)
+def test_kl_in_reward_through_each_advantage(name, baseline, expected):
+    """One token per sequence, k1: the log-ratios are the charges Σk = (.2, .4, .6, .8)."""
+    objective = Objective(K1(), placed("reward", baseline=baseline), no_clip(), algorithm(ALGORITHMS[name]))
+    ones = torch.ones(4, 1).double()
+    advantages = objective.advantages(REWARDS, SUMS[:, None], 0 * ones, ones, BETA)
+    assert advantages.squeeze(1).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_credit_to_go_charges_a_token_with_what_follows():
+    values = torch.tensor([[1.0, 2.0, 4.0]])
+    assert to_go(values, skip_current=False).tolist() == [[7.0, 6.0, 4.0]]
+    assert to_go(values, skip_current=True).tolist() == [[6.0, 4.0, 0.0]]
+    mask, zeros = torch.ones(1, 3), torch.zeros(1, 3)
+    reward = torch.tensor([10.0])
+    for credit, expected in (("to_go", [3.0, 4.0, 6.0]), ("sequence", [3.0, 3.0, 3.0])):
+        objective = Objective(K1(), placed("reward", credit=credit), no_clip(), algorithm(group_size=1))
+        assert objective.advantages(reward, values, zeros, mask, 1.0).tolist() == [expected]
+    full = Objective(Full(), placed("reward", credit="to_go"), no_clip(), algorithm(group_size=1))
+    assert full.advantages(reward, values, zeros, mask, 1.0, values).tolist() == [[4.0, 6.0, 10.0]]
+
+
+def test_a_sequence_clip_in_reward_charges_once_per_sequence():
+    """Token log-ratios (1, 2), τ = 2: k2(clip(3)) = 2, not k2(1) + k2(2) = 2.5."""
+    log_ratio, zeros, mask = torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2), torch.ones(1, 2)
+    charges = {}
+    for name, clip in (("sequence", fixed_clip(2.0, "sequence")), ("token", fixed_clip(2.0)), ("none", no_clip())):
+        objective = Objective(K2(), placed("reward"), clip, algorithm(group_size=1))
+        charges[name] = -objective.advantages(torch.zeros(1), log_ratio, zeros, mask, 1.0)[0, 0].item()
+    assert charges == {"sequence": 2.0, "token": 2.5, "none": 2.5}
+
+
+def test_loss_level_token_and_sequence():
+    """k2 of token log-ratios (1, 2): ½ + 2 per token, ½·9 of the sum; a token clip at 1 acts before the sum."""
+    log_ratio, zeros, mask = torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2), torch.ones(1, 2)
+
+    def kl_term(level: str, clip) -> float:
+        objective = Objective(K2(), placed("loss", level=level), clip, algorithm(group_size=1))
+        return objective.terms(log_ratio, log_ratio, zeros, zeros, mask).kl.item()
+
+    assert kl_term("token", no_clip()) == 2.5
+    assert kl_term("sequence", no_clip()) == 4.5
+    assert kl_term("token", fixed_clip(1.0)) == 1.0
+    assert kl_term("sequence", fixed_clip(1.0)) == 2.0
+    assert kl_term("sequence", fixed_clip(1.0, "sequence")) == 0.5
+
+
+def test_where_each_placement_puts_its_term():
+    log_ratio, zeros, mask = torch.tensor([[0.5]]), torch.zeros(1, 1), torch.ones(1, 1)
+    seen = {}
+    for where in ("none", "reward", "loss", "reward_and_loss"):
+        objective = Objective(K1(), placed(where), no_clip(), algorithm(group_size=1))
+        advantage = objective.advantages(torch.ones(1), log_ratio, zeros, mask, 1.0).item()
+        seen[where] = (advantage, objective.terms(log_ratio, log_ratio, zeros, zeros, mask).kl.item())
+    assert seen == {"none": (1.0, 0.0), "reward": (0.5, 0.0), "loss": (1.0, 0.5), "reward_and_loss": (0.5, 0.5)}
+
+
+def test_a_charge_in_the_reward_carries_no_gradient():
+    logprobs = torch.tensor([[0.5]], requires_grad=True)
+    objective = Objective(K3(), placed("reward"), no_clip(), algorithm(group_size=1))
+    advantages = objective.advantages(torch.ones(1), logprobs, torch.zeros(1, 1), torch.ones(1, 1), 1.0)
+    assert not advantages.requires_grad
+
+
+def test_masked_tokens_contribute_exactly_nothing():
+    assert masked(torch.tensor([1.0, torch.nan, -torch.inf]), torch.tensor([1.0, 0, 0])).tolist() == [1.0, 0.0, 0.0]
+    logprobs = torch.tensor([[0.5, -torch.inf]], requires_grad=True)
+    objective = Objective(K3(), placed("loss"), no_clip(), algorithm(group_size=1))
+    terms = objective.terms(logprobs, logprobs.detach(), torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([[1.0, 0]]))
+    assert terms.kl.item() == pytest.approx(math.exp(-0.5) - 0.5)
+    assert terms.policy.item() == -1.0
+    (terms.policy + terms.kl).sum().backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad[0].tolist() == pytest.approx([-1.0 + 1 - math.exp(-0.5), 0.0])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss"),
+    [(1.5, 1.0, -1.2), (1.5, -1.0, 1.5), (0.5, 1.0, -0.5), (0.5, -1.0, 0.7), (1.1, 2.0, -2.2)],
+)
+def test_ratio_clipping_with_bounds_of_its_own(ratio, advantage, loss):
+    """ε_low = 0.3, ε_high = 0.2: the ratio is clipped to [0.7, 1.2] where that lowers the gain."""
+    logprobs, zero = torch.tensor([[math.log(ratio)]]).double(), torch.zeros(1, 1).double()
+    result = clipped_surrogate(logprobs, zero, torch.full((1, 1), advantage).double(), 0.3, 0.2)
+    assert result.item() == pytest.approx(loss)
+
+
+def test_aggregations_of_the_worked_example():
+    """k = (.6, .3), (.5, .1, .1, .1), L_max 8."""
+    sums, lengths = torch.tensor([0.9, 0.8]).double(), torch.tensor([2.0, 4.0]).double()
+    expected = {"seq-sum": 0.85, "token-mean": 0.283333, "seq-mean": 0.325, "fixed": 0.10625}
+    for aggregation, value in expected.items():
+        count = global_count(lengths, aggregation)  # pyright: ignore
+        total = weighted_sum(sums, lengths, aggregation, 8)  # pyright: ignore
+        assert (total / count).item() == pytest.approx(value, abs=1e-6)
+    assert per_sequence_scale(lengths, "fixed", 8).tolist() == [0.125, 0.125]
+
+
+def test_per_sequence_weights_enter_sum_and_count():
+    sums, lengths, weights = torch.tensor([1.0, 5.0]), torch.tensor([2.0, 4.0]), torch.tensor([3.0, 1.0])
+    assert weighted_sum(sums, lengths, "seq-sum", 8, weights).item() == 8.0
+    assert global_count(lengths, "seq-sum", weights).item() == 4.0
+    assert global_count(lengths, "token-mean", weights).item() == 10.0
+
+
+@pytest.mark.parametrize("aggregation", ["seq-sum", "token-mean", "seq-mean", "fixed"])
+@pytest.mark.parametrize("where", ["none", "reward", "loss", "reward_and_loss"])
+@pytest.mark.parametrize("estimator", [K1, K2, K3, Abs, Full])
+def test_loss_and_gradient_do_not_depend_on_the_split_into_micro_batches(aggregation, where, estimator):
+    generator = torch.Generator().manual_seed(0)
+    shape = (8, 5)
+
+    def normal(*size):
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    theta = normal(*shape).requires_grad_()
+    old, ref, exact_base = theta.detach() + 0.1 * normal(*shape), normal(*shape), normal(*shape).abs()
+    mask = (torch.arange(5)[None, :] < torch.tensor([1, 2, 3, 4, 5, 5, 2, 1])[:, None]).double()
+    rewards = normal(8)
+    objective = Objective(estimator(), placed(where), no_clip(), algorithm(ALGORITHMS["rloo"], 4, aggregation))
+    results = []
+    for size in (8, 3, 1):
+        exact = exact_base * theta.exp()
+        advantages = objective.advantages(rewards, old, ref, mask, 0.3, exact)
+        count = global_count(mask.sum(1), aggregation)
+        loss = torch.zeros(()).double()
+        for rows in torch.arange(8).split(size):
+            terms = objective.terms(theta[rows], old[rows], ref[rows], advantages[rows], mask[rows], exact[rows])
+            loss = loss + objective.loss(terms, mask[rows].sum(1), 0.3, count, 5)
+        results.append((loss.item(), torch.autograd.grad(loss, theta)[0]))
+    for loss, gradient in results[1:]:
+        assert loss == pytest.approx(results[0][0], abs=1e-12)
+        assert torch.allclose(gradient, results[0][1], atol=1e-12)
+    assert results[0][1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("schedule", "betas"),
+    [("constant", [0.4, 0.4, 0.4]), ("linear", [0.4, 0.25, 0.1]), ("cosine", [0.4, 0.25, 0.1])],
+)
+def test_beta_over_three_updates(schedule, betas):
+    kl = KL(coef=0.4, schedule=schedule, final_coef=0.1)
+    assert [kl.beta(update, 3) for update in (1, 2, 3)] == pytest.approx(betas)
+
+
+def test_a_cosine_is_not_a_line():
+    line, cosine = (KL(coef=1.0, schedule=s, final_coef=0.0) for s in ("linear", "cosine"))  # pyright: ignore
+    assert line.beta(2, 5) == pytest.approx(0.75)
+    assert cosine.beta(2, 5) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert not line.is_zero
+    assert KL(coef=0.0, schedule="constant", final_coef=0.5).is_zero
+
+
+@pytest.mark.parametrize(
+    ("estimator", "placement", "clip", "reason"),
+    [
+        (Full, placed("loss"), fixed_clip(1.0), "has no clip"),
+        (Full, placed("loss", level="sequence"), no_clip(), "no sequence level"),
+        (K1, placed("reward", credit="to_go", baseline="inside"), no_clip(), "baseline=inside"),
+        (K1, placed("reward", credit="to_go"), fixed_clip(1.0, "sequence"), "charges once per sequence"),
+        (K1, placed("loss"), fixed_clip(1.0, "sequence"), "placement.level=sequence"),
+    ],
+)
+def test_meaningless_combinations_are_refused_with_the_reason(estimator, placement, clip, reason):
+    with pytest.raises(Undefined, match=reason):
+        Objective(estimator(), placement, clip, algorithm())

@@ -2,15 +2,13 @@
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from klsweep.analysis.compare import CellResult, Comparison
 from klsweep.analysis.stats import Estimate
+from klsweep.terminal import console
 
 AXES = ("model", "estimator", "placement", "clip", "sampling")
-PIPE_WIDTH = 200  # a pipe has no width of its own: never fold a table for it
-
 Cells = list[str]
 
 
@@ -55,19 +53,17 @@ def to_markdown(comparison: Comparison) -> str:
 
 def print_table(comparison: Comparison) -> None:
     """The table on a terminal, coverage first."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PIPE_WIDTH)
-    console.print(coverage(comparison), style="bold", highlight=False)
+    out = console()
+    out.print(coverage(comparison), style="bold", highlight=False)
     header, rows = _grid(comparison)
     table = Table(box=None, header_style="bold", padding=(0, 1))
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    out.print(table)
     for note in notes(comparison):
-        console.print(note, highlight=False)
+        out.print(note, highlight=False)
 
 
 def coverage(comparison: Comparison) -> str:

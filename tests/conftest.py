@@ -38,3 +38,20 @@ def in_tmp(tmp_path, monkeypatch):
     """An empty working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def planned(*overrides: str, single: bool = False):
+    """The plan of a command line; small and silent unless told otherwise."""
+    from klsweep.config.compose import composer
+    from klsweep.sweep.plan import make_plan
+
+    with composer() as session:
+        return make_plan(session, ["wandb.mode=disabled", *overrides], single)
+
+
+SMALL = ("train.prompts_per_update=4", "algorithm.group_size=4", "task.train_prompts=64", "task.eval_prompts=8")
+
+
+def small_spec(*overrides: str):
+    """One validated run of the shipped model, small enough to train in a test."""
+    return planned(*SMALL, *overrides, single=True).runs[0].spec

@@ -138,9 +138,12 @@ def _one_line(error: ValidationError, cls: type, prefix: str) -> str:
     """The first problem: field, value, and what is allowed."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
+    if not field:  # a check across fields, which names them itself
+        return f"{prefix.rstrip('.')}: {first['ctx']['error']}" if "ctx" in first else f"{prefix}{first['msg']}"
     if first["type"] in ("unexpected_keyword_argument", "missing", "missing_keyword_only_argument"):
         names = ", ".join(f.name for f in dataclasses.fields(cls))
         problem = "unknown key" if first["type"] == "unexpected_keyword_argument" else "missing"
         return f"{prefix}{field}: {problem} (keys: {names})"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{prefix}{field}={first['input']!r}: {first['msg']}{more}"
+    value = "null" if first["input"] is None else repr(first["input"])
+    return f"{prefix}{field}={value}: {first['msg']}{more}"

@@ -37,10 +37,7 @@ class Composer:
             raise BadInput(f"--config-dir={str(config_dir)!r}: no such folder")
         self.extra = [] if config_dir is None else [f"hydra.searchpath=[file://{config_dir.resolve()}]"]
         self._loader = GlobalHydra.instance().config_loader()
-
-    def groups(self) -> list[str]:
-        """Names of the config groups."""
-        return [g for g in self._loader.list_groups("") if g != "hydra"]
+        self._groups = frozenset(self._loader.list_groups("")) - {"hydra"}  # slow in Hydra: asked once
 
     def options(self, group: str) -> list[str]:
         """Choices of a group, sorted."""
@@ -53,7 +50,7 @@ class Composer:
 
     def is_group(self, key: str) -> bool:
         """True if overriding `key` means choosing from a group."""
-        return key in self.groups()
+        return key in self._groups
 
     def compose(self, overrides: Sequence[str]) -> Composed:
         """Compose with plain Hydra. Raises BadInput with field, value and choices."""

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,8 +41,8 @@ class Expansion:
     given: frozenset[str]
 
 
-def expand(composer: Composer, overrides: Sequence[str], use_experiment_grid: bool = True) -> Expansion:
-    """Expand an experiment's grid and the command line's sweeps.
+def expand(composer: Composer, overrides: Sequence[str], single: bool = False) -> Expansion:
+    """Expand an experiment's grid and the command line's sweeps; with `single`, one cell and no grid.
 
     An axis given on the command line replaces that axis in every product; other axes of the experiment stay.
     Raises BadInput for anything that does not compose.
@@ -51,6 +52,8 @@ def expand(composer: Composer, overrides: Sequence[str], use_experiment_grid: bo
     fixed: list[str] = []
     for override, text in zip(parsed, overrides, strict=True):
         sweeping = override.is_sweep_override()
+        if sweeping and single:
+            raise BadInput(f"{text}: train runs one cell (for several: `klsweep sweep …` or `klsweep train -m …`)")
         if sweeping and override.key_or_group == "experiment":
             raise BadInput(f"{text}: one experiment at a time (a sweep folder belongs to one)")
         if not sweeping:
@@ -61,12 +64,12 @@ def expand(composer: Composer, overrides: Sequence[str], use_experiment_grid: bo
             continue
         axes[override.key_or_group] = sweep_values(override, composer)
     base = composer.compose(fixed)
-    grid = base.config.get("grid") or [{}]
-    products = [_product(line, i, axes) for i, line in enumerate(grid if use_experiment_grid else [{}])]
+    grid = [{}] if single else base.config.get("grid") or [{}]
+    products = [_product(line, i, axes) for i, line in enumerate(grid)]
     _check_axes(composer, base, products)
     points = _distinct(point for product in products for point in _points(product))
     excludes = base.config.get("exclude") or []
-    nodes = _ChoiceNodes(composer, fixed, base)
+    nodes = _ChoiceNodes(composer, fixed, base, {key for product in products for key in product})
     kept, excluded = [], []
     for point in points:
         cell = nodes.cell(point)
@@ -115,8 +118,9 @@ class _ChoiceNodes:
     noticed, and its cells are composed in full.
     """
 
-    def __init__(self, composer: Composer, fixed: list[str], base: Composed) -> None:
-        self._composer, self._fixed, self._base = composer, fixed, base
+    def __init__(self, composer: Composer, fixed: list[str], base: Composed, axes: set[str]) -> None:
+        self._composer, self._fixed, self._axes = composer, fixed, axes
+        self._base = self._resolved_once(base)
         self._nodes: dict[tuple[str, str], Any] = {}
         self._global_choices: set[tuple[str, str]] = set()
 
@@ -132,9 +136,7 @@ class _ChoiceNodes:
             for group, value in groups.items():
                 config[group] = self._nodes[group, value]
             composed = Composed(_with_values(config, values), {**self._base.choices, **groups})
-        config = composed.config
-        if "${" in json.dumps(config):
-            config = resolve(config)
+        config = composed.config if self._is_resolved(composed.config) else resolve(composed.config)
         config = {key: value for key, value in config.items() if key not in ("grid", "exclude")}
         return Cell({**config, "choices": composed.choices}, composed.choices, point)
 
@@ -142,12 +144,26 @@ class _ChoiceNodes:
         if choice in self._nodes or choice in self._global_choices:
             return
         group, value = choice
-        composed = compose_point(self._composer, self._fixed, {group: value})
+        composed = self._resolved_once(compose_point(self._composer, self._fixed, {group: value}))
         rest = {key: node for key, node in composed.config.items() if key != group}
         if rest == {key: node for key, node in self._base.config.items() if key != group}:
             self._nodes[choice] = composed.config[group]
         else:
             self._global_choices.add(choice)
+
+    def _resolved_once(self, composed: Composed) -> Composed:
+        """With its interpolations filled in, if none of them refers to an axis: then they are the same in all cells."""
+        text = json.dumps(composed.config)
+        references = set(re.findall(r"\$\{([^}]*)\}", text))
+        varies = any(ref.split(".")[0] == axis.split(".")[0] for ref in references for axis in self._axes)
+        simple = all(re.fullmatch(r"[\w.]+", ref) for ref in references)
+        if not references or varies or not simple:
+            return composed
+        return Composed(resolve(composed.config), composed.choices)
+
+    @staticmethod
+    def _is_resolved(config: dict[str, Any]) -> bool:
+        return "${" not in repr(config)
 
 
 def compose_point(composer: Composer, fixed: list[str], point: Point) -> Composed:

@@ -42,8 +42,10 @@ OnEnd = Callable[[RunFolder, Row], None]
 def launch(launcher: Local, folders: Sequence[RunFolder], on_update: OnUpdate, on_end: OnEnd) -> None:
     """Execute every run; one that fails, or whose worker dies, takes no other with it.
 
-    On KeyboardInterrupt the workers checkpoint and end their runs as preempted, and the interrupt is passed on.
+    On SIGINT or SIGTERM the workers checkpoint and end their runs as preempted, and KeyboardInterrupt is raised. Must
+    be called from the main thread.
     """
+    before = signal.signal(signal.SIGTERM, _interrupt)
     queue = deque(folders)
     workers = [_start(launcher) for _ in range(min(launcher.workers, len(queue)))]
     try:
@@ -74,6 +76,11 @@ def launch(launcher: Local, folders: Sequence[RunFolder], on_update: OnUpdate, o
             worker.process.terminate()
         for worker in workers:
             worker.process.join()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _start(launcher: Local) -> _Worker:

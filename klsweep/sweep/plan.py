@@ -15,7 +15,7 @@ from klsweep.config.grid import Cell, Exclusion, Expansion, expand
 from klsweep.config.identity import NEUTRAL, Canonical, canonical, cell_id, covers, eval_id, run_id
 from klsweep.errors import BadInput
 from klsweep.objective.objective import Objective, Undefined
-from klsweep.record import FINISHED, Row, SweepFolder, write_text
+from klsweep.record import FINISHED, Row, SweepFolder, read_rows, write_text
 from klsweep.sweep.describe import describe
 from klsweep.sweep.expectation import expected_gradient
 
@@ -53,9 +53,11 @@ class Plan:
         return [run for run in self.runs if run.run_id not in self.finished]
 
     def seconds_per_run(self) -> float | None:
-        """Median wall seconds of this plan's finished runs; None if there are none."""
-        ended = [self.folder.run(run_id).status() for run_id in self.finished]
-        return statistics.median(status["ended"] - status["started"] for status in ended) if ended else None
+        """Median seconds in the updates of this plan's finished runs, all attempts; None if there are none."""
+        totals = [
+            sum(row["seconds/total"] for row in read_rows(self.folder.run(run_id).timing)) for run_id in self.finished
+        ]
+        return statistics.median(totals) if totals else None
 
 
 def make_plan(composer: Composer, overrides: Sequence[str], single: bool = False) -> Plan:
@@ -63,7 +65,7 @@ def make_plan(composer: Composer, overrides: Sequence[str], single: bool = False
 
     Raises BadInput for anything wrong, a `single` run's undefined combination included, before anything is written.
     """
-    return _plan(expand(composer, overrides, use_experiment_grid=not single), single)
+    return _plan(expand(composer, overrides, single), single)
 
 
 def plan_cell(cell: Cell) -> Plan:
@@ -87,7 +89,10 @@ def _plan(expansion: Expansion, single: bool) -> Plan:
         run = _planned(cell, spec)
         runs.setdefault(run.run_id, run)
     planned = list(runs.values())
-    folder = _sweep_folder(planned)
+    if not planned:
+        reasons = "; ".join(sorted({exclusion.reason for exclusion in excluded}))
+        raise BadInput(f"nothing to run: all {expansion.raw} cells are excluded ({reasons})")
+    folder = _sweep_folder(expansion.cells)
     finished = frozenset(r.run_id for r in planned if folder.run(r.run_id).status()["state"] in FINISHED)
     return Plan(
         folder=folder,
@@ -136,12 +141,10 @@ def _labels(cell: Cell, spec: RunSpec, flat: Canonical) -> dict[str, str | None]
     return labels
 
 
-def _sweep_folder(runs: list[PlannedRun]) -> SweepFolder:
-    if not runs:
-        raise BadInput("the grid is empty: every cell was excluded (see `klsweep plan` for the reasons)")
-    folders = sorted({run.spec.root.sweep_dir for run in runs})
+def _sweep_folder(cells: list[Cell]) -> SweepFolder:
+    folders = sorted({cell.config["sweep_dir"] for cell in cells})
     if len(folders) > 1:
-        raise BadInput(f"sweep_dir={', '.join(folders)}: a sweep has one folder, sweep_dir cannot be an axis")
+        raise BadInput(f"sweep_dir={','.join(folders)}: a sweep has one folder, sweep_dir cannot be an axis")
     return SweepFolder(Path(folders[0]))
 
 

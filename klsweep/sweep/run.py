@@ -1,10 +1,9 @@
 """Carrying out a plan on this machine."""
 
-from rich.console import Console
-
 from klsweep.sweep.launch_local import launch
 from klsweep.sweep.plan import Plan, write_plan
 from klsweep.sweep.progress import SweepProgress
+from klsweep.terminal import console
 
 
 def run_plan(plan: Plan) -> int:
@@ -14,7 +13,7 @@ def run_plan(plan: Plan) -> int:
     if not plan.to_run:
         return 0
     launcher = plan.to_run[0].spec.launcher
-    with SweepProgress(plan.to_run, Console(stderr=True)) as progress:
+    with SweepProgress(plan.to_run, console(stderr=True)) as progress:
 
         def on_end(folder, status) -> None:
             states.append(status["state"])

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from klsweep.sweep.describe import describe
+from klsweep.terminal import console
 
 if TYPE_CHECKING:
     from klsweep.sweep.plan import Plan, PlannedRun
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 def print_status(status: dict[str, Any]) -> None:
     """Counts by state, then the runs that are not done, each with its cause."""
-    console = Console()
+    out = console()
     counts = ", ".join(f"{n} {state}" for state, n in status["counts"].items())
-    console.print(f"[bold]{status['sweep']}[/]: {len(status['runs'])} runs: {counts}")
+    out.print(f"[bold]{status['sweep']}[/]: {len(status['runs'])} runs: {counts}")
     rows = [run for run in status["runs"] if run["state"] != "done"]
     if not rows:
         return
@@ -28,21 +28,21 @@ def print_status(status: dict[str, Any]) -> None:
     for run in rows:
         update = "-" if run["update"] is None else f"{run['update']}/{run['updates']}"
         table.add_row(run["run_id"], describe(run), str(run["seed"]), run["state"], update, run["cause"] or "")
-    console.print(table)
+    out.print(table)
 
 
 def print_plan(plan: Plan, with_cells: bool) -> None:
     """raw → excluded → collapsed → done → to run, notes, cost, and with `with_cells` a row per cell."""
-    console = Console()
-    console.print(
+    out = console()
+    out.print(
         f"[bold]{plan.folder.path}[/]: {plan.raw} raw − {len(plan.excluded)} excluded − {plan.collapsed} collapsed "
         f"= {len(plan.runs)} runs; {len(plan.finished)} done, [bold]{len(plan.to_run)} to run[/]"
     )
     for reason, count in Counter(e.reason for e in plan.excluded).items():
-        console.print(f"  excluded {count}: {reason}", highlight=False)
+        out.print(f"  excluded {count}: {reason}", highlight=False)
     for note in plan.notes:
-        console.print(f"  note: {note}", highlight=False)
-    console.print(f"  cost: {_cost(plan)}", highlight=False)
+        out.print(f"  note: {note}", highlight=False)
+    out.print(f"  cost: {_cost(plan)}", highlight=False)
     if with_cells:
         table = Table(box=None, header_style="bold")
         for column in ("cell", "configuration", "seeds", "to run"):
@@ -53,7 +53,7 @@ def print_plan(plan: Plan, with_cells: bool) -> None:
         for cell, runs in cells.items():
             waiting = sum(run.run_id not in plan.finished for run in runs)
             table.add_row(cell, describe(runs[0].row), str(len(runs)), str(waiting))
-        console.print(table)
+        out.print(table)
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 
@@ -31,6 +32,7 @@ class Task(Protocol):
     def is_correct(self, item: Item, response: str) -> bool: ...
 
 
+@lru_cache(maxsize=256)
 def fingerprint(task: Task) -> str:
     """SHA-256 of every train and evaluation item: the part of a run's identity that says which data it saw."""
     items = [list(task.train_items()), list(task.eval_items())]

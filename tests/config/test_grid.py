@@ -1,0 +1,173 @@
+"""Grids: what is enumerated, replaced, excluded, collapsed; fast composition against Hydra's own."""
+
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+
+from klsweep.config.build import Builder
+from klsweep.config.compose import CONF, composer, resolve
+from klsweep.config.grid import compose_point, expand
+from klsweep.objective.objective import Objective
+from tests.conftest import planned
+
+YAMLS = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
+AXES = {"estimator", "placement", "clip", "sampling"}
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=str)
+def test_every_shipped_file_composes_and_builds(path: Path):
+    plan = planned(f"{path.parent}={path.stem}")
+    assert plan.runs
+    for run in plan.runs:
+        Objective(run.spec.estimator, run.spec.placement, run.spec.clip, run.spec.algorithm)
+
+
+@pytest.mark.parametrize("axis", sorted(AXES | {"model", "algorithm", "task"}))
+def test_choices_of_an_axis_have_the_same_keys(axis):
+    keys = {path.name: sorted(yaml.safe_load((CONF / path).read_text())) for path in YAMLS if path.parent.name == axis}
+    assert len({tuple(found) for found in keys.values()}) == 1, keys
+
+
+def test_the_five_axes_are_groups_with_exactly_these_choices():
+    with composer() as session:
+        assert session.options("estimator") == ["abs", "full", "k1", "k2", "k3"]
+        assert session.options("placement") == ["loss", "none", "reward", "reward_and_loss"]
+        assert session.options("clip") == ["fixed", "none"]
+        assert session.options("sampling") == ["off_policy", "on_policy"]
+        assert session.options("algorithm") == ["dr_grpo", "grpo", "reinforce", "rloo"]
+        assert "tiny" in session.options("model")
+
+
+def _names(plan) -> list[tuple]:
+    return sorted((r.row["axes"]["estimator"] or "-", r.row["axes"]["placement"], r.row["seed"]) for r in plan.runs)
+
+
+def test_none_and_zero_collapse_whatever_the_inert_axes_say():
+    plan = planned("estimator=k1,k3", "placement=none,reward", "kl.coef=0,0.1", "clip=none,fixed")
+    # no KL: 8 + (reward at β = 0) 4 cells are one; β = 0.1 in reward: 2 estimators × 2 clips
+    assert (plan.raw, len(plan.excluded), plan.collapsed, len(plan.runs)) == (16, 0, 11, 5)
+    none = next(run.row for run in plan.runs if run.row["axes"]["placement"] == "none")
+    assert (none["axes"]["estimator"], none["axes"]["clip"], none["kl_coef"]) == (None, None, None)
+
+
+def test_inert_values_neither_multiply_nor_fail():
+    plan = planned("clip=none,fixed", "clip.tau=1,2")
+    assert [(r.row["axes"]["clip"], r.row["fields"].get("clip.tau")) for r in plan.runs] == [
+        ("none", None),
+        ("fixed", 1.0),
+        ("fixed", 2.0),
+    ]
+    assert (plan.raw, plan.collapsed) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["placement=reward", "clip=fixed", "clip.mode=hard"], ["clip.mode=straight_through"]),
+        (["algorithm.clip_low=0.1"], ["algorithm.clip_low=0.2"]),
+        (["sampling=off_policy", "sampling.async_level=0"], ["sampling=on_policy"]),
+        (["kl.final_coef=0.5"], ["kl.final_coef=0.1"]),
+        (["placement.baseline=auto"], ["placement.baseline=inside"]),
+        (["placement.credit=to_go", "placement.baseline=auto"], ["placement.baseline=outside"]),
+        (["train.micro_batch_size=7"], ["train.micro_batch_size=8"]),
+        (["kl.coef=1"], ["kl.coef=1.0"]),
+    ],
+)
+def test_configurations_that_are_the_same_run(one, other):
+    second = [o for o in one if o.split("=")[0] not in {x.split("=")[0] for x in other}] + other
+    assert planned(*one).runs[0].run_id == planned(*second).runs[0].run_id
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["seed=1", "estimator=k2", "placement=loss", "clip=fixed", "sampling=off_policy", "algorithm=grpo", "task=sort"]
+    + ["kl.coef=0.2", "kl.schedule=linear", "train.updates=41", "train.lr=1e-3", "train.minibatches=2", "task.seed=1"]
+    + ["train.prompts_per_update=16", "rollout.temperature=0.9", "rollout.top_p=0.9", "reward.incorrect=-1.0"]
+    + ["algorithm.group_size=4", "algorithm.aggregation=fixed", "model.dtype=bfloat16", "placement.credit=to_go"]
+    + ["train.weight_decay=0.1", "train.max_grad_norm=2.0", "train.warmup_updates=3", "train.max_kl=9.0"],
+)
+def test_configurations_that_are_another_run(change):
+    assert planned(change).runs[0].run_id != planned().runs[0].run_id
+
+
+def test_an_axis_on_the_command_line_replaces_it_in_every_product(in_tmp):
+    (in_tmp / "experiment").mkdir()
+    (in_tmp / "experiment" / "pair.yaml").write_text(
+        "# @package _global_\nname: pair\ngrid:\n"
+        "  - {estimator: [k1, k2], seed: [0, 1]}\n"
+        "  - {estimator: [k3], placement: [loss], seed: [0, 1]}\n"
+        "exclude:\n  - {when: {estimator: k2, seed: [1]}, reason: k2 is dear}\n"
+    )
+    with composer(in_tmp) as session:
+        expansion = expand(session, ["experiment=pair"])
+        assert (expansion.raw, len(expansion.cells)) == (6, 5)
+        assert [(e.point, e.reason) for e in expansion.excluded] == [({"estimator": "k2", "seed": 1}, "k2 is dear")]
+        points = [c.point for c in expand(session, ["experiment=pair", "seed=5"]).cells]
+        assert points == [
+            {"estimator": "k1", "seed": 5},
+            {"estimator": "k2", "seed": 5},
+            {"estimator": "k3", "placement": "loss", "seed": 5},
+        ]
+        assert len(expand(session, ["experiment=pair", "estimator=k1,k3", "placement=reward", "seed=0"]).cells) == 2
+        assert len(expand(session, ["experiment=pair"], single=True).cells) == 1
+
+
+def test_hydra_grammar_ranges_choices_and_globs():
+    with composer() as session:
+        assert [c.point["seed"] for c in expand(session, ["seed=range(0,3)"]).cells] == [0, 1, 2]
+        assert [c.point["estimator"] for c in expand(session, ["estimator=glob(k*)"]).cells] == ["k1", "k2", "k3"]
+        assert [c.point["kl.coef"] for c in expand(session, ["kl.coef=choice(0.1,0.5)"]).cells] == [0.1, 0.5]
+
+
+def test_fifty_random_cells_are_what_hydra_composes():
+    fixed = ["clip.tau=3.0", "train.lr=1e-3", "name=mine"]
+    axes = {
+        "estimator": ["k1", "k2", "k3", "full", "abs"],
+        "placement": ["none", "reward", "loss", "reward_and_loss"],
+        "clip": ["none", "fixed"],
+        "sampling": ["on_policy", "off_policy"],
+        "algorithm": ["rloo", "dr_grpo"],
+        "kl.coef": [0.0, 1.0],
+        "seed": [0, 7],
+        "placement.credit": ["sequence", "to_go"],
+    }
+    sweeps = [f"{key}={','.join(map(str, values))}" for key, values in axes.items()]
+    with composer() as session:
+        cells = random.Random(0).sample(expand(session, [*fixed, *sweeps]).cells, 50)
+        for cell in cells:
+            full = compose_point(session, fixed, cell.point)
+            assert {k: v for k, v in cell.config.items() if k != "choices"} == {
+                k: v for k, v in resolve(full.config).items() if k not in ("grid", "exclude")
+            }
+            assert cell.choices == full.choices
+
+
+def test_a_choice_that_reaches_beyond_its_node_is_composed_in_full(in_tmp):
+    (in_tmp / "algorithm").mkdir()
+    (in_tmp / "algorithm" / "reaching.yaml").write_text(
+        "# @package _global_\nalgorithm:\n"
+        + "".join(f"  {line}\n" for line in (CONF / "algorithm" / "rloo.yaml").read_text().splitlines())
+        + "train: {lr: 0.25}\n"
+    )
+    with composer(in_tmp) as session:
+        cells = expand(session, ["algorithm=rloo,reaching"]).cells
+        assert [cell.config["train"]["lr"] for cell in cells] == [5e-4, 0.25]
+
+
+def test_a_users_component_needs_its_package_allowed(in_tmp, monkeypatch):
+    (in_tmp / "mylab.py").write_text(
+        "from klsweep.component import component\nfrom klsweep.objective.kl import Estimator\n\n"
+        "@component\nclass Half(Estimator):\n    def __call__(self, log_ratio, exact_kl=None):\n"
+        "        return log_ratio / 2\n"
+    )
+    monkeypatch.syspath_prepend(str(in_tmp))
+    (in_tmp / "estimator").mkdir()
+    (in_tmp / "estimator" / "half.yaml").write_text("_target_: mylab.Half\n")
+    with composer(in_tmp) as session:
+        cell = expand(session, ["estimator=half", "plugins=[mylab]"]).cells[0]
+        assert Builder().run_spec(cell.config).estimator(6.0) == 3.0  # pyright: ignore
+        cell = expand(session, ["estimator=half"]).cells[0]
+        with pytest.raises(ValueError, match="only targets in klsweep are built"):
+            Builder().run_spec(cell.config)

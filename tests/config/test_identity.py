@@ -1,0 +1,103 @@
+"""Identity: golden ids, every field declared once, content instead of paths."""
+
+import shutil
+
+import pytest
+
+from klsweep.config.build import NODES, ROOT_FIELDS
+from klsweep.config.compose import composer
+from klsweep.config.identity import NEUTRAL, OPERATIONAL, SCIENTIFIC, cell_id, covers, run_id
+from klsweep.model.source import SHIPPED
+from klsweep.sweep.expectation import expected_gradient
+from tests.conftest import planned
+
+# A change of any of these orphans every finished run of every user: they may only be added to.
+GOLDEN = {
+    (): "r1-a58484e5b346",
+    ("placement=none",): "r1-7430379976e0",
+    ("placement=none", "estimator=k3", "kl.coef=0.7"): "r1-7430379976e0",
+    ("estimator=k3", "placement=loss", "seed=3"): "r1-9b69b6fe2bf1",
+    ("sampling=off_policy", "algorithm=dr_grpo", "train.minibatches=2"): "r1-0a0786638fc7",
+    ("clip=fixed", "clip.level=sequence", "clip.tau=2"): "r1-2ebd304d2d59",
+}
+
+
+@pytest.mark.parametrize("overrides", GOLDEN, ids=" ".join)
+def test_golden_run_ids(overrides):
+    assert planned(*overrides).runs[0].run_id == GOLDEN[overrides]
+
+
+def _leaves(node, path: str) -> list[str]:
+    if isinstance(node, dict) and node:
+        return [leaf for key, child in node.items() for leaf in _leaves(child, f"{path}.{key}" if path else key)]
+    return [path]
+
+
+def test_every_field_is_declared_scientific_or_operational_and_not_both():
+    with composer() as session:
+        config = session.compose([]).config
+    leaves = [leaf for leaf in _leaves(config, "") if leaf.split(".")[0] in (*NODES, *ROOT_FIELDS)]
+    wrong = {
+        leaf: (covers(SCIENTIFIC, leaf), covers(OPERATIONAL, leaf))
+        for leaf in leaves
+        if not leaf.endswith("_target_") and covers(SCIENTIFIC, leaf) == covers(OPERATIONAL, leaf)
+    }
+    assert wrong == {}
+    assert len(leaves) > 50
+
+
+def test_operational_fields_do_not_enter_the_id():
+    changes = ["name=x", "sweep_dir=elsewhere", "launcher.threads=2", "wandb.project=p", "eval.samples_per_prompt=8"]
+    changes += ["train.checkpoint_seconds=0", "train.micro_batch_size=3", "rollout.batch_size=5"]
+    changes += ["model.attention=eager", "model.device=cpu", "plugins=[json]"]
+    assert planned(*changes).runs[0].run_id == planned().runs[0].run_id
+
+
+def test_a_model_is_its_content_not_its_path(in_tmp):
+    for name in ("one", "two"):
+        shutil.copytree(SHIPPED["klsweep/tiny"], in_tmp / name)
+    (in_tmp / "two" / "config.json").write_text((in_tmp / "two" / "config.json").read_text() + "\n")
+    shipped, one, two = (planned(f"model.path={p}").runs[0].run_id for p in ("klsweep/tiny", "./one", "./two"))
+    assert shipped == one
+    assert one != two
+
+
+def test_a_neutral_field_added_later_keeps_old_ids():
+    flat = planned().runs[0].canonical
+    assert not set(NEUTRAL) & set(flat)
+    assert run_id(flat) == planned("train.weight_decay=0.0", "rollout.top_p=1.0").runs[0].run_id
+
+
+def test_the_cell_is_the_run_without_its_seed():
+    rows = [run.row for run in planned("seed=0,1").runs]
+    assert rows[0]["cell_id"] == rows[1]["cell_id"]
+    assert rows[0]["run_id"] != rows[1]["run_id"]
+    flat = dict(planned().runs[0].canonical)
+    assert cell_id(flat) == cell_id({**flat, "seed": 99})
+
+
+def test_evaluation_has_an_id_of_its_own():
+    base, other = planned().runs[0].row, planned("eval.temperature=0.5").runs[0].row
+    assert base["run_id"] == other["run_id"]
+    assert base["eval_id"] != other["eval_id"]
+    assert planned("eval.every=5", "eval.batch_size=9").runs[0].row["eval_id"] == base["eval_id"]
+
+
+def test_what_a_plan_says_beforehand():
+    plan = planned("estimator=k1,k2,k3", "placement=reward,loss", "kl.coef=0.1", "seed=0,1")
+    assert plan.notes == ["KL term with zero expected gradient (β adds only noise): k1 loss β=0.1 on_policy"]
+    plan = planned("estimator=k1,k3", "placement=reward,reward_and_loss")
+    assert plan.notes == [
+        "equal in expectation (the gradient of the sequence KL): k1 reward β=0.1 on_policy; "
+        "k1 reward_and_loss β=0.1 on_policy; k3 reward_and_loss β=0.1 on_policy"
+    ]
+    assert planned("clip.tau=3").notes == ["clip.tau has no effect on any of these runs"]
+    assert planned("sampling=off_policy", "estimator=k1", "placement=loss").notes == []
+
+
+def test_nothing_is_claimed_where_the_identities_do_not_hold():
+    run = planned("estimator=k1", "placement=loss").runs[0]
+    assert expected_gradient(run.canonical) == "zero"
+    for change in ("algorithm.aggregation=seq-mean", "train.minibatches=2", "sampling=off_policy", "clip=fixed"):
+        other = planned("estimator=k1", "placement=loss", change).runs[0]
+        assert expected_gradient(other.canonical) is None

@@ -1,4 +1,4 @@
-"""The comparison: a row per cell, means over seeds with intervals, and every run that is not in a mean in plain sight."""
+"""The comparison: a row per cell, means over seeds with intervals, and no run that is hidden by a mean."""
 
 import math
 from collections import Counter

@@ -94,8 +94,8 @@ def _grid(comparison: Comparison) -> tuple[Cells, list[Cells]]:
     rows = []
     for model, accuracies in comparison.base.items():
         lead = [f"base {model}", *[""] * (header.index("runs"))]
-        known = [accuracies[name] for name in outs if accuracies[name] is not None]
-        out_mean = [_plain(sum(known) / len(known)) if known else "–"]  # pyright: ignore[reportArgumentType]
+        known = [value for name in outs if (value := accuracies[name]) is not None]
+        out_mean = [_plain(sum(known) / len(known)) if known else "–"]
         rows.append([*lead, *(_plain(accuracies[n]) for n in (*ids, *outs)), *out_mean, "0", "", ""])
     for cell in comparison.cells:
         rows.append(

@@ -8,6 +8,7 @@ redeclares the fields it uses. What a choice does not redeclare is inert for it:
 canonical configuration (see `used_fields`).
 """
 
+import inspect
 from dataclasses import fields
 from typing import TypeVar, dataclass_transform, get_args, get_type_hints
 
@@ -28,6 +29,6 @@ def component(cls: type[T]) -> type[T]:
 def used_fields(cls: type) -> frozenset[str]:
     """Names of the fields a choice really uses: all but those it inherits as nullable and does not redeclare."""
     hints = get_type_hints(cls)
-    own = cls.__dict__.get("__annotations__", {})
+    own = inspect.get_annotations(cls)
     names = (f.name for f in fields(cls))
     return frozenset(name for name in names if name in own or type(None) not in get_args(hints[name]))

@@ -164,7 +164,8 @@ class RunFolder:
     def claim(self, **facts: Any) -> int | None:
         """Take the run for this process: the number of a new attempt, or None if it is finished or taken.
 
-        `facts` are kept in the run's status. The attempt's folder appears at once with its owner in it, so of two claimants one loses.
+        `facts` are kept in the run's status. The attempt's folder appears at once with its owner in it, so of two
+        claimants one loses.
         """
         attempts = sorted(int(folder.name) for folder in self.path.glob("attempts/[0-9]*"))
         latest = attempts[-1] if attempts else 0

@@ -43,7 +43,7 @@ class Tracker:
                 reinit="finish_previous",
                 settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),
             )
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             return cls(None)._warn(error)
         return cls(run)
 
@@ -61,7 +61,7 @@ class Tracker:
             return
         try:
             getattr(self._run, method)(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             self._warn(error)
 
     def _warn(self, error: Exception) -> "Tracker":

@@ -49,7 +49,7 @@ def planned(*overrides: str, single: bool = False):
         return make_plan(session, ["wandb.mode=disabled", *overrides], single)
 
 
-SMALL = ("train.prompts_per_update=4", "algorithm.group_size=4", "task.train_prompts=64", "task.eval_prompts=8")
+SMALL = ("train.prompts_per_update=4", "algorithm.group_size=4", "task.train_prompts=64")
 
 
 def small_spec(*overrides: str):

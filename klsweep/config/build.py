@@ -107,11 +107,11 @@ class Builder:
         return value
 
     @staticmethod
-    def _component(cls: type, values: Node, prefix: str) -> Any:
+    def _component(kind: type, values: Node, prefix: str) -> Any:
         try:
-            return cls(**values)
+            return kind(**values)
         except ValidationError as error:
-            raise BadInput(_one_line(error, cls, prefix)) from error
+            raise BadInput(_one_line(error, kind, prefix)) from error
         except BadInput:
             raise
         except (TypeError, ValueError) as error:

@@ -1,9 +1,9 @@
 """Rebuild the tiny base model that ships with klsweep (`python -m klsweep.model.build_tiny FOLDER`).
 
-A Qwen2 model of 0.2 M parameters over bytes, supervised on the five arithmetic tasks with answers that
-are, in the end, misspelt more than half of the time. It therefore *knows* the answers (greedy decoding is nearly always right) but samples them
-only about half of the time, which leaves RL something to gain, and a KL penalty something to hold back, within a
-minute on two cores. The evaluation prompts of the shipped task files are left out of its training data.
+A Qwen2 model of 0.2 M parameters over bytes, supervised on the five arithmetic tasks with answers that are, in the
+end, misspelt more than half of the time. It therefore *knows* the answers (greedy decoding is nearly always right) but
+samples them only a quarter to a half of the time, which leaves RL something to gain, and a KL penalty something to hold
+back, within a minute on two cores. The evaluation prompts of the shipped task files are left out of its training data.
 """
 
 import argparse
@@ -47,8 +47,8 @@ def build_model(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
         max_position_embeddings=256,
         tie_word_embeddings=True,
         initializer_range=0.05,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.get_vocab()[PAD],
+        eos_token_id=tokenizer.get_vocab()[EOS],
         bos_token_id=None,
     )
     return Qwen2ForCausalLM(config)
@@ -84,9 +84,7 @@ def _draw(rng: np.random.Generator, held_out: set[str], wrong_share: float) -> t
     return item, _misspelt(rng, item.answer) if rng.random() < wrong_share else item.answer
 
 
-def _batch(
-    tokenizer: Qwen2Tokenizer, rng: np.random.Generator, held_out: set[str], size: int, wrong_share: float
-):
+def _batch(tokenizer: Qwen2Tokenizer, rng: np.random.Generator, held_out: set[str], size: int, wrong_share: float):
     """Token ids and labels [size, L], right-padded; only the response is learned."""
     ids, labels = [], []
     for _ in range(size):

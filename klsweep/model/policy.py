@@ -50,7 +50,7 @@ def load_policy(model: Model) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(model.location, revision=model.revision, padding_side="left")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    network = AutoModelForCausalLM.from_pretrained(
+    network: Any = AutoModelForCausalLM.from_pretrained(
         model.location,
         revision=model.revision,
         dtype=getattr(torch, model.dtype),

@@ -1,6 +1,6 @@
 """Algorithms: how a group of rewards becomes advantages, and how the policy loss is clipped and aggregated."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Ge
 from pydantic import PositiveFloat, PositiveInt

@@ -17,7 +17,10 @@ class KL:
     final_coef: NonNegativeFloat
 
     def beta(self, update: int, updates: int) -> float:
-        """β at update 1..updates. linear: a + (b − a)s; cosine: b + (a − b)(1 + cos πs)/2; s = (update−1)/(updates−1)."""
+        """β at update 1..updates, from a = `coef` to b = `final_coef` with s = (update − 1)/(updates − 1).
+
+        linear: a + (b − a)s; cosine: b + (a − b)(1 + cos πs)/2.
+        """
         if self.schedule == "constant" or updates == 1:
             return self.coef
         progress = (update - 1) / (updates - 1)

@@ -28,7 +28,7 @@ class Sampler(Protocol):
         """`samples` responses to each prompt, a prompt's samples adjacent; temperature 0 is greedy.
 
         `uniforms` ``[prompts × samples, max new tokens]``: one draw per token (inverse CDF); its width is the
-        length limit.
+        length limit. FloatingPointError if the policy's probabilities are not finite.
         """
         ...
 

@@ -88,6 +88,8 @@ class HFSampler:
                 use_cache=True,
             ).logits[:, -1]
         response_ids, logprobs, generated = (torch.stack(column, 1) for column in zip(*columns, strict=True))
+        if not logprobs.isfinite().all():
+            raise FloatingPointError("the policy's probabilities are not finite")
         tokens = Tokens(prompt_ids, prompt_mask, response_ids, generated.float())
         return Generation(tokens, logprobs, alive)
 
@@ -110,6 +112,7 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: flo
         logprobs = torch.log_softmax(logprobs, -1)
     cdf = logprobs.double().exp().cumsum(-1)
     token = torch.searchsorted(cdf, (uniforms * cdf[:, -1])[:, None], right=True).squeeze(1)
+    token = token.clamp(max=logits.shape[1] - 1)  # past the end only if the probabilities are NaN; `_decode` says so
     return token, logprobs.gather(1, token[:, None]).squeeze(1)
 
 

@@ -17,18 +17,16 @@ class Stream(IntEnum):
     EVALUATION = 3
 
 
-def uniforms(
-    seed: int, stream: Stream, update: int, prompts: Sequence[int], samples: int, length: int
-) -> np.ndarray:
+def uniforms(seed: int, stream: Stream, update: int, prompts: Sequence[int], samples: int, length: int) -> np.ndarray:
     """One uniform in [0, 1) per token of each of `samples` responses to each prompt.
 
     Philox with key (seed, stream) and counter (·, update, prompt, sample). Returns ``[prompts × samples, length]``
     float64, a prompt's samples adjacent.
     """
     rows = [
-        np.random.Generator(
-            np.random.Philox(key=[seed, int(stream)], counter=[0, update, prompt, sample])
-        ).random(length)
+        np.random.Generator(np.random.Philox(key=[seed, int(stream)], counter=[0, update, prompt, sample])).random(
+            length
+        )
         for prompt in prompts
         for sample in range(samples)
     ]

@@ -30,7 +30,7 @@ def execute(folder: RunFolder, should_stop: Callable[[], bool], on_update: OnUpd
     with _output_into(folder.attempt(number)):
         try:
             state, cause = _train(folder, should_stop, on_update)
-        except Exception as error:  # noqa: BLE001 - whatever a run raises is its result
+        except Exception as error:
             text = traceback.format_exc()
             print(text, file=sys.stderr)
             return folder.finish(number, "failed", f"{type(error).__name__}: {error}", text)

@@ -117,9 +117,7 @@ def _bury(worker: _Worker) -> RunFolder | None:
 
 def _work(connection: Connection, threads: int) -> None:
     """A worker: runs what it is given until it is given nothing. SIGTERM and SIGINT checkpoint and end the run."""
-    os.environ.update(
-        OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_PROGRESS_BARS="1"
-    )
+    os.environ.update(OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_PROGRESS_BARS="1")
     stopping = False
 
     def stop(*_: Any) -> None:

@@ -18,6 +18,7 @@ from klsweep.objective.objective import Objective, Undefined
 from klsweep.record import FINISHED, Row, SweepFolder, read_rows, write_text
 from klsweep.sweep.describe import describe
 from klsweep.sweep.expectation import expected_gradient
+from klsweep.tasks.base import shared_prompts
 
 AXES = ("model", "estimator", "placement", "clip", "sampling", "algorithm", "task", "reward", "rollout")
 
@@ -115,6 +116,12 @@ def write_plan(plan: Plan) -> None:
 
 
 def _planned(cell: Cell, spec: RunSpec) -> PlannedRun:
+    for name, suite in spec.eval.suites.items():
+        if shared := shared_prompts(spec.task, suite):
+            raise BadInput(
+                f"eval.suites.{name}: {shared} of its prompts are trained on: give it the seed and the eval_prompts of "
+                f"task={cell.choices['task']}"
+            )
     flat = canonical(spec)
     row = {
         "run_id": run_id(flat),
@@ -125,7 +132,7 @@ def _planned(cell: Cell, spec: RunSpec) -> PlannedRun:
         "axes": _labels(cell, spec, flat),
         "kl_coef": flat.get("kl.coef"),
         "fields": {k: v for k, v in flat.items() if "." in k and k != "kl.coef"},
-        "suites": {name: "in" if suite == spec.task else "out" for name, suite in spec.eval.suites.items()},
+        "suites": {name: "in" if name == cell.choices["task"] else "out" for name in spec.eval.suites},
     }
     return PlannedRun(row, cell.config, spec, flat)
 

@@ -66,7 +66,9 @@ def _distinct_items(operation: str, seed: int, count: int) -> tuple[Item, ...]:
         items.setdefault(item.prompt, item)
         if len(items) == count:
             return tuple(items.values())
-    raise ValueError(f"train_prompts + eval_prompts = {count}, but {operation!r} has only {len(items)} distinct prompts")
+    raise ValueError(
+        f"train_prompts + eval_prompts = {count}, but {operation!r} has only {len(items)} distinct prompts"
+    )
 
 
 @component

@@ -37,3 +37,9 @@ def fingerprint(task: Task) -> str:
     """SHA-256 of every train and evaluation item: the part of a run's identity that says which data it saw."""
     items = [list(task.train_items()), list(task.eval_items())]
     return hashlib.sha256(json.dumps(items).encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1024)
+def shared_prompts(task: Task, suite: Task) -> int:
+    """How many of a suite's evaluation prompts `task` trains on; anything but 0 would make its accuracy a fiction."""
+    return len({item.prompt for item in suite.eval_items()} & {item.prompt for item in task.train_items()})

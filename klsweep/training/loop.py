@@ -1,4 +1,4 @@
-"""The training loop, top to bottom: rollout → reward → KL in reward → advantage → loss → step → evaluate → checkpoint."""
+"""The training loop: rollout → reward → KL in reward → advantage → loss → step → evaluate → checkpoint."""
 
 import copy
 import resource
@@ -107,7 +107,6 @@ def train(
         rows = _base_evaluation(spec, artifacts, run_evaluation)
         record_update(0, record_evaluation(0, rows))
     saved_at = time.monotonic()
-    outcome = Outcome("done")
     while done < settings.updates:
         if should_stop():
             save_checkpoint(folder.checkpoints, done, network, optimiser, list(queue.waiting))
@@ -116,8 +115,11 @@ def train(
         beta = spec.kl.beta(update, settings.updates)
         for group in optimiser.param_groups:
             group["lr"] = settings.lr_at(update)
-        with clock.phase("rollout"):
-            rollout = queue.next(update, sample)
+        try:
+            with clock.phase("rollout"):
+                rollout = queue.next(update, sample)
+        except FloatingPointError as error:
+            return Outcome("diverged", f"update {update}: {error}")
         tokens = rollout.generation.tokens
         with clock.phase("score"):
             scores = score(network, reference, tokens, temperature, settings.micro_batch_size)
@@ -137,13 +139,14 @@ def train(
             "lr": settings.lr_at(update),
         }
         cause = measure.divergence(row, settings.max_kl, settings.min_reward)
-        if cause is not None:
-            outcome = Outcome("diverged", f"update {update}: {cause}")
         done = update
         every = spec.eval.every
         if done == settings.updates or cause is not None or (every and done % every == 0):
-            with clock.phase("eval"):
-                row.update(record_evaluation(update, run_evaluation()))
+            try:
+                with clock.phase("eval"):
+                    row.update(record_evaluation(update, run_evaluation()))
+            except FloatingPointError as error:
+                cause = cause or str(error)
         record_update(update, row)
         due = time.monotonic() - saved_at >= settings.checkpoint_seconds
         if due or done == settings.updates or cause is not None:
@@ -152,8 +155,8 @@ def train(
             saved_at = time.monotonic()
         append_rows(folder.timing, [{"update": update, **clock.row(int(tokens.mask.sum().item()))}])
         if cause is not None:
-            break
-    return outcome
+            return Outcome("diverged", f"update {update}: {cause}")
+    return Outcome("done")
 
 
 class Clock:

@@ -52,6 +52,10 @@ CASES = {
     "relative model folder": (["train", "model.path=./none"], "model.path='./none': no such folder"),
     "dtype": (["train", "model.dtype=float16"], "model.dtype='float16': Input should be 'float32' or 'bfloat16'"),
     "too many prompts": (["train", "task.train_prompts=100000"], "'add' has only 10000 distinct prompts"),
+    "trained on what is evaluated": (
+        ["train", "task.eval_prompts=8"],
+        "eval.suites.add: 56 of its prompts are trained",
+    ),
     "operation": (["train", "task.operation=divide"], "task.operation='divide': Input should be 'add', 'subtract'"),
     "full with a clip": (["train", "estimator=full", "clip=fixed"], "estimator=full has no clip"),
     "to_go inside": (["train", "placement.credit=to_go", "placement.baseline=inside"], "placement.baseline=inside nee"),
@@ -62,7 +66,10 @@ CASES = {
     "interval": (["sweep", "kl.coef=interval(0,1)"], "an interval is no list of values"),
     "two folders": (["sweep", "sweep_dir=a,b"], "sweep_dir=a,b: a sweep has one folder"),
     "foreign target": (["train", "estimator._target_=os.system"], "estimator._target_='os.system': only targets in"),
-    "absent target": (["train", "estimator._target_=klsweep.objective.kl.K9"], "module 'klsweep.objective.kl' has no att"),
+    "absent target": (
+        ["train", "estimator._target_=klsweep.objective.kl.K9"],
+        "module 'klsweep.objective.kl' has no att",
+    ),
     "no component": (["train", "estimator._target_=klsweep.cli.main"], "not a component class"),
     "config folder": (["plan", "--config-dir", "/no/such"], "--config-dir='/no/such': no such folder"),
     "no sweep there": (["compare", "/no/such"], "/no/such: no sweep there"),

@@ -1,0 +1,135 @@
+"""The comparison: intervals, coverage, collapse, and nothing averaged away. Records are written by hand."""
+
+import json
+
+import pytest
+
+from klsweep.analysis.compare import compare
+from klsweep.analysis.stats import t_interval
+from klsweep.analysis.tables import coverage, notes, to_json, to_markdown
+from klsweep.record import Owner, SweepFolder, append_rows, write_json
+
+
+def plan_row(cell: str, seed: int, **axes) -> dict:
+    labels = {"model": "tiny", "estimator": "k1", "placement": "loss", "clip": "none", "sampling": "on_policy"}
+    return {
+        "run_id": f"{cell}-{seed}",
+        "cell_id": cell,
+        "eval_id": "e1",
+        "seed": seed,
+        "updates": 9,
+        "axes": {**labels, **axes},
+        "kl_coef": 0.1,
+        "fields": {},
+        "suites": {"add": "in", "sort": "out", "max": "out"},
+    }
+
+
+def write_run(sweep: SweepFolder, row: dict, state: str, add: float | None, science: str = "s1", **figures) -> None:
+    """A run with base accuracies (add .4, sort .5, max .3) and the final ones given."""
+    sweep.extend_plan([row])
+    folder = sweep.run(row["run_id"])
+    folder.path.mkdir(parents=True)
+    append_rows(
+        folder.metrics,
+        [{"update": 0, "eval/add/pass@1": 0.4, "eval/sort/pass@1": 0.5, "eval/max/pass@1": 0.3, "eval/add/kl": 0.0}],
+    )
+    append_rows(folder.metrics, [{"update": u, "reward/mean": 0.1 * u} for u in range(1, 9)])
+    last = {"update": 9, "reward/mean": 0.9}
+    if add is not None:
+        values = {"sort": 0.6, "max": 0.2, **figures}
+        last |= {"eval/add/pass@1": add, "eval/add/kl": 1.5}
+        last |= {f"eval/{suite}/pass@1": value for suite, value in values.items()}
+    append_rows(folder.metrics, [last])
+    status = {"state": state, "attempt": 1, "science_hash": science, "owner": Owner.me()._asdict()}
+    write_json(folder.path / "status.json", status)
+
+
+@pytest.fixture
+def sweep(tmp_path) -> SweepFolder:
+    return SweepFolder(tmp_path / "s")
+
+
+def test_t_interval_of_three_runs_by_hand():
+    """mean 2, s = 1, t_{2, .975} = 4.302653: half-width 2.484138."""
+    estimate = t_interval([1.0, 2.0, 3.0])
+    assert estimate is not None
+    assert (estimate.n, estimate.mean) == (3, 2.0)
+    assert estimate.ci_high == pytest.approx(2 + 2.484138, abs=1e-6)
+    assert estimate.ci_low == pytest.approx(2 - 2.484138, abs=1e-6)
+    assert t_interval([5.0]) == (1, 5.0, None, None)
+    assert t_interval([]) is None
+    narrower = t_interval([1.0, 2.0, 3.0], confidence=0.9)
+    assert narrower is not None
+    assert narrower.ci_high == pytest.approx(2 + 2.919986 / 3**0.5, abs=1e-5)
+
+
+def test_a_cells_means_are_over_its_finished_runs_and_say_so(sweep):
+    for seed, (state, add) in enumerate([("done", 0.8), ("done", 0.9), ("diverged", 0.1), ("failed", None)]):
+        write_run(sweep, plan_row("a", seed), state, add, sort=0.5 + 0.1 * seed)
+    sweep.extend_plan([plan_row("a", 4)])  # never started
+    comparison = compare(sweep)
+    (cell,) = to_json(comparison)
+    assert cell["n_seeds"] == 3
+    assert cell["states"] == {"done": 2, "diverged": 1, "failed": 1, "pending": 1}
+    assert cell["suites"]["add"]["mean"] == pytest.approx(0.6)
+    assert cell["suites"]["add"]["role"] == "in"
+    assert cell["collapsed"] == 1
+    # out of distribution: mean of sort and max within each run, then over runs: .35, .40, .45
+    assert cell["out_of_distribution"]["mean"] == pytest.approx(0.40)
+    assert cell["out_of_distribution"]["ci_high"] == pytest.approx(0.40 + 4.302653 * 0.05 / 3**0.5, abs=1e-6)
+    assert cell["kl"]["mean"] == pytest.approx(1.5)
+    assert cell["reward"]["mean"] == pytest.approx((0.5 + 0.6 + 0.7 + 0.8 + 0.9) / 5)
+    text = to_markdown(comparison)
+    assert "| 3/5 |" in text
+    assert "0.600 ±1.083*" in text
+    assert "1 diverged, 1 failed, 1 pending, collapsed 1/3" in text
+    assert "* mean over fewer runs than planned (see runs)." in text
+    assert "1 cells, 5 runs: 2 done, 1 diverged, 1 failed, 1 pending" in coverage(comparison)
+
+
+def test_a_run_in_flight_counts_as_running_and_enters_no_mean(sweep):
+    write_run(sweep, plan_row("a", 0), "done", 0.8)
+    write_run(sweep, plan_row("a", 1), "running", 0.2)
+    (cell,) = to_json(compare(sweep))
+    assert (cell["n_seeds"], cell["states"]) == (1, {"done": 1, "running": 1})
+    assert cell["suites"]["add"] == {"role": "in", "n": 1, "mean": 0.8, "ci_low": None, "ci_high": None}
+
+
+def test_the_base_and_what_varies_are_in_the_table(sweep):
+    write_run(sweep, plan_row("a", 0), "done", 0.8)
+    row = plan_row("b", 0, estimator=None, placement="none", clip=None)
+    write_run(sweep, {**row, "kl_coef": None, "fields": {"train.lr": 0.1}}, "done", 0.9)
+    text = to_markdown(compare(sweep))
+    header, base, first, second = (line for line in text.splitlines() if line.startswith("| "))
+    names = ["estimator", "placement", "clip", "β", "train.lr", "runs", "add (in)", "sort", "max", "out mean"]
+    assert header == "| " + " | ".join([*names, "KL", "reward", "outcome"]) + " |"
+    assert base == "| base tiny |  |  |  |  |  | 0.400 | 0.500 | 0.300 | 0.400 | 0 |  |  |"
+    assert first == "| k1 | loss | none | 0.1 | – | 1/1 | 0.800 | 0.600 | 0.200 | 0.400 | 1.500 | 0.700 | done |"
+    assert second.startswith("| – | none | – | – | 0.1 | 1/1 | 0.900 |")
+
+
+def test_results_that_may_not_be_comparable_are_marked(sweep):
+    write_run(sweep, plan_row("a", 0), "done", 0.8)
+    write_run(sweep, {**plan_row("a", 1), "eval_id": "e2"}, "done", 0.8, science="s2")
+    warnings = [note for note in notes(compare(sweep)) if note.startswith("warning")]
+    assert len(warnings) == 2
+    assert "2 different evaluation settings (e1, e2)" in warnings[0]
+    assert "2 different science-code hashes (s1, s2)" in warnings[1]
+
+
+def test_figures_that_are_not_finite_are_missing_not_zero(sweep):
+    write_run(sweep, plan_row("a", 0), "diverged", 0.8)
+    path = sweep.run("a-0").metrics
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[-1]["eval/add/kl"] = None
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"update": 10, "rew')
+    (cell,) = to_json(compare(sweep))
+    assert cell["kl"] == {"n": 0, "mean": None, "ci_low": None, "ci_high": None}
+    assert cell["suites"]["add"]["mean"] == 0.8
+
+
+def test_an_empty_plan_is_an_empty_table(sweep):
+    sweep.extend_plan([])
+    assert to_json(compare(sweep)) == []
+    assert "0 cells, 0 runs" in to_markdown(compare(sweep))

@@ -1,0 +1,87 @@
+"""Imports point one way, and heavy ones stay where they are used."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "klsweep"
+
+# A package may import those of its own row and of rows above it. `analysis` sees the record alone.
+LAYERS = [
+    {"component", "errors", "terminal", "provenance"},
+    {"config", "record", "tasks"},
+    {"objective"},
+    {"model"},
+    {"rollout", "tracking"},
+    {"training"},
+    {"sweep"},
+    {"cli", "train"},
+]
+ANALYSIS_MAY_SEE = {"analysis", "record", "terminal"}
+
+
+def imports(file: Path) -> set[str]:
+    """Names of klsweep parts that a file imports when it runs; imports for type checkers do not count."""
+    found = set()
+    tree = ast.parse(file.read_text())
+    typing_only = {
+        id(node)
+        for guard in ast.walk(tree)
+        if isinstance(guard, ast.If) and getattr(guard.test, "id", "") == "TYPE_CHECKING"
+        for node in ast.walk(guard)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        found |= {name.split(".")[1] for name in names if name.startswith("klsweep.")}
+    return found
+
+
+def part(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(f for f in PACKAGE.rglob("*.py") if f.name != "__init__.py")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_point_one_way(file):
+    own = part(file)
+    if own == "analysis":
+        assert imports(file) <= ANALYSIS_MAY_SEE
+        return
+    rank = {name: i for i, row in enumerate(LAYERS) for name in row}
+    later = {name for name in imports(file) if rank.get(name, 0) > rank[own]}
+    assert not later, f"{own} may not import {later}"
+    assert "analysis" not in imports(file) or own == "cli"
+
+
+def loaded_after(code: str) -> set[str]:
+    script = f"import sys; {code}; print(' '.join(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(out.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import klsweep.cli, klsweep.sweep.status, klsweep.sweep.show", {"torch", "hydra", "wandb", "transformers"}),
+        (
+            "import klsweep.cli, klsweep.analysis.compare, klsweep.analysis.tables",
+            {"torch", "hydra", "wandb", "pandas"},
+        ),
+        ("import klsweep.tasks.arithmetic, klsweep.config.identity", {"torch", "transformers", "wandb"}),
+        (
+            "from klsweep.config.compose import composer; from klsweep.sweep.plan import make_plan\n"
+            "with composer() as session: make_plan(session, [])\n",
+            {"transformers", "wandb"},
+        ),
+    ],
+)
+def test_heavy_imports_stay_away(code, absent):
+    assert not loaded_after(f"exec({code!r})") & absent

@@ -1,0 +1,129 @@
+"""The run folder: atomic files, torn lines, exclusive claims, truthful states."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from klsweep.record import Owner, RunFolder, SweepFolder, append_rows, read_rows, shared_artifact, truncate_rows
+
+
+def folder(tmp_path) -> RunFolder:
+    run = RunFolder(tmp_path / "r1-abc")
+    run.path.mkdir()
+    return run
+
+
+def ended_process() -> Owner:
+    """The identity of a process that has ended."""
+    script = "from klsweep.record import Owner; import json; print(json.dumps(Owner.me()._asdict()))"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return Owner(**json.loads(out.stdout))
+
+
+def test_a_torn_last_line_is_skipped_and_damage_elsewhere_is_not(tmp_path):
+    path = tmp_path / "log.jsonl"
+    append_rows(path, [{"update": 1, "x": 0.1 + 0.2}, {"update": 2, "x": float("nan")}])
+    with path.open("a") as stream:
+        stream.write('{"update": 3, "x"')
+    assert list(read_rows(path)) == [{"update": 1, "x": 0.1 + 0.2}, {"update": 2, "x": None}]
+    truncate_rows(path, 1)
+    assert path.read_text() == '{"update": 1, "x": 0.30000000000000004}\n'
+    path.write_text('{"update": 1}\n{"upd\n{"update": 3}\n')
+    with pytest.raises(ValueError, match="line 2 is not JSON"):
+        list(read_rows(path))
+    assert list(read_rows(tmp_path / "absent.jsonl")) == []
+
+
+def test_claims_are_exclusive_and_numbered(tmp_path):
+    run = folder(tmp_path)
+    assert run.status()["state"] == "pending"
+    assert run.claim(science_hash="abc") == 1
+    assert run.status()["state"] == "running"
+    assert run.claim() is None  # held by this very process, which is alive
+    run.finish(1, "failed", "ValueError: no", "Traceback …")
+    assert (run.status()["cause"], run.status()["science_hash"]) == ("ValueError: no", "abc")
+    assert run.claim() == 2
+    run.finish(2, "done")
+    assert run.claim() is None
+    assert json.loads((run.attempt(1) / "attempt.json").read_text())["state"] == "failed"
+    assert json.loads((run.attempt(2) / "attempt.json").read_text())["state"] == "done"
+
+
+def test_of_many_claimants_at_once_one_wins(tmp_path):
+    run, won = folder(tmp_path), []
+    barrier = threading.Barrier(8)
+
+    def claim() -> None:
+        barrier.wait()
+        won.append(run.claim())
+
+    threads = [threading.Thread(target=claim) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(won, key=str) == [1, *[None] * 7]
+    assert [path.name for path in run.path.joinpath("attempts").iterdir()] == ["1"]
+
+
+def test_a_vanished_process_is_seen_and_its_run_can_be_claimed_again(tmp_path):
+    run = folder(tmp_path)
+    script = (
+        f"from klsweep.record import RunFolder; from pathlib import Path; RunFolder(Path({str(run.path)!r})).claim()"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert run.status()["state"] == "failed"
+    assert run.status()["cause"].startswith("vanished")
+    assert run.claim() == 2
+
+
+def test_an_owner_elsewhere_is_never_declared_gone():
+    me = Owner.me()
+    assert not me.is_gone()
+    assert me._replace(started="0").is_gone()  # the same process id, another process
+    assert not me._replace(host="elsewhere", pid=1).is_gone()
+    assert ended_process().is_gone()
+
+
+def test_a_plan_is_extended_never_reordered(tmp_path):
+    sweep = SweepFolder(tmp_path / "s")
+    sweep.extend_plan([{"run_id": "a", "n": 1}, {"run_id": "b", "n": 1}])
+    sweep.extend_plan([{"run_id": "c", "n": 2}, {"run_id": "a", "n": 2}])
+    assert sweep.plan() == [{"run_id": "a", "n": 1}, {"run_id": "b", "n": 1}, {"run_id": "c", "n": 2}]
+
+
+def test_a_shared_artefact_is_built_once_and_taken_over_from_the_dead(tmp_path):
+    built = []
+
+    def build(path) -> None:
+        built.append(1)
+        (path / "x").write_text("content")
+
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(shared_artifact(tmp_path / "a", build, 0.01))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(built), len(results)) == (1, 4)
+    assert (tmp_path / "a" / "x").read_text() == "content"
+    claim = tmp_path / "b.claim"
+    claim.mkdir()
+    (claim / "owner.json").write_text(json.dumps(ended_process()._asdict()))
+    assert shared_artifact(tmp_path / "b", build, 0.01).is_dir()
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_a_builder_that_fails_leaves_nothing(tmp_path):
+    def fail(path) -> None:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        shared_artifact(tmp_path / "a", fail)
+    assert os.listdir(tmp_path) == []

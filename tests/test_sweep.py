@@ -1,0 +1,241 @@
+"""Whole sweeps through the command line, on real worker processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from klsweep.cli import main
+from klsweep.record import SweepFolder
+from tests.conftest import SMALL
+
+KLSWEEP = [sys.executable, "-m", "klsweep.cli"]
+QUICK = [*SMALL, "train.updates=2", "launcher.parallel=2", "wandb.mode=disabled", "eval.samples_per_prompt=4"]
+
+
+def klsweep(*arguments: str, folder) -> subprocess.CompletedProcess:
+    return subprocess.run([*KLSWEEP, *arguments], cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """Three cells × two seeds, one of them an own experiment's exclusion, with W&B offline."""
+    folder = tmp_path_factory.mktemp("sweep")
+    arguments = [a for a in QUICK if not a.startswith("wandb")]
+    done = klsweep("sweep", *arguments, "estimator=k1,k3", "placement=none,loss", "seed=0,1", folder=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_a_sweep_trains_every_cell_and_prints_a_table(sweep):
+    folder, done = sweep
+    assert "8 raw − 0 excluded − 2 collapsed = 6 runs" in done.stdout
+    assert "runs 6/6" in done.stderr
+    assert "run folders: sweeps/default/runs" in done.stdout
+    assert "3 cells, 6 runs: 6 done" in done.stdout
+    runs = sorted((folder / "sweeps/default/runs").iterdir())
+    assert len(runs) == 6
+    for run in runs:
+        names = {path.name for path in run.iterdir()}
+        assert {
+            "config.yaml",
+            "status.json",
+            "env.json",
+            "metrics.jsonl",
+            "timing.jsonl",
+            "eval",
+            "checkpoints",
+        } <= names
+        assert {"attempts", "wandb", "heartbeat"} <= names
+        assert {path.name for path in (run / "attempts/1").iterdir()} == {
+            "attempt.json",
+            "owner.json",
+            "stdout",
+            "stderr",
+        }
+        environment = json.loads((run / "env.json").read_text())
+        assert environment["packages"]["torch"].startswith("2.")
+        assert environment["threads"] == 1
+    assert len(list((folder / "sweeps/default/artifacts").iterdir())) == 1
+    assert not (folder / "outputs").exists()
+
+
+def test_status_and_compare_read_it(sweep, capsys):
+    folder, _ = sweep
+    path = str(folder / "sweeps/default")
+    assert main(["status", path, "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert status["counts"] == {"done": 6}
+    assert {run["update"] for run in status["runs"]} == {2}
+    assert main(["compare", path, "--json"]) == 0
+    cells = json.loads(capsys.readouterr().out)
+    assert [(c["estimator"], c["placement"], c["clip"], c["kl_coef"], c["n_seeds"]) for c in cells] == [
+        (None, "none", None, None, 2),
+        ("k1", "loss", "none", 0.1, 2),
+        ("k3", "loss", "none", 0.1, 2),
+    ]
+    suite = cells[1]["suites"]["add"]
+    assert suite["role"] == "in"
+    assert suite["ci_low"] <= suite["mean"] <= suite["ci_high"]
+    assert cells[0]["suites"]["sort"]["role"] == "out"
+    assert main(["compare", path, "--markdown"]) == 0
+    assert "| estimator | placement |" in capsys.readouterr().out
+
+
+def test_the_same_command_runs_nothing_and_a_wider_grid_only_what_is_new(sweep):
+    folder, _ = sweep
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("sweeps/default/runs/*/metrics.jsonl")}
+    arguments = [*QUICK, "estimator=k1,k3", "placement=none,loss"]
+    again = klsweep("sweep", *arguments, "seed=0,1", folder=folder)
+    assert "6 done, 0 to run" in again.stdout
+    wider = klsweep("sweep", *arguments, "seed=0,1,2", folder=folder)
+    assert "6 done, 3 to run" in wider.stdout
+    assert "about" in wider.stdout  # a cost from finished siblings
+    after = {p: p.stat().st_mtime_ns for p in folder.glob("sweeps/default/runs/*/metrics.jsonl")}
+    assert len(after) == 9
+    assert all(after[path] == time for path, time in before.items())
+
+
+def test_one_failing_run_does_not_stop_the_others_and_can_be_run_again(in_tmp):
+    """A run whose folder holds an unwritable evaluation path fails by itself; put right, only it is run again."""
+    arguments = [*QUICK, "seed=0,1,2"]
+    planned = klsweep("plan", *arguments, "--json", folder=in_tmp)
+    victim = in_tmp / "sweeps/default/runs" / json.loads(planned.stdout)["to_run"][1]
+    victim.mkdir(parents=True)
+    (victim / "eval").write_text("a file where a folder should be")
+    done = klsweep("sweep", *arguments, folder=in_tmp)
+    assert done.returncode == 1
+    assert "failed: k1 reward β=0.1 on_policy seed 1: FileExistsError" in done.stderr
+    assert "1 failed" in done.stdout
+    assert "2/3" in done.stdout
+    assert "* mean over fewer runs than planned" in done.stdout
+    status = json.loads((victim / "status.json").read_text())
+    assert "Traceback" in status["traceback"]
+    assert "FileExistsError" in (victim / "attempts/1/stderr").read_text()
+    (victim / "eval").unlink()
+    again = klsweep("sweep", *arguments, folder=in_tmp)
+    assert again.returncode == 0
+    assert "2 done, 1 to run" in again.stdout
+    assert json.loads((victim / "status.json").read_text())["attempt"] == 2
+
+
+def _children(pid: int) -> list[int]:
+    out = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in out.splitlines() if "spawn_main" in line]
+
+
+def _wait_until(condition, seconds: float = 90.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if result := condition():
+            return result
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
+def _start(folder, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*KLSWEEP, "sweep", *arguments],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _running(sweep: SweepFolder, update: int) -> list[dict]:
+    """Statuses of runs that are running and have logged at least `update` updates."""
+    found = []
+    for row in sweep.plan():
+        folder = sweep.run(row["run_id"])
+        status = folder.status()
+        if status["state"] == "running" and folder.metrics.exists():
+            found += [status] * (len(folder.metrics.read_text().splitlines()) > update)
+    return found
+
+
+def test_a_killed_worker_is_a_failed_run_and_the_rest_goes_on(in_tmp):
+    launcher = _start(in_tmp, *[a for a in QUICK if "updates" not in a], "train.updates=40", "seed=0,1,2")
+    sweep = SweepFolder(in_tmp / "sweeps/default")
+    victim = _wait_until(lambda: _running(sweep, 2))[0]
+    os.kill(victim["owner"]["pid"], signal.SIGKILL)
+    assert launcher.wait(timeout=200) == 1
+    statuses = [sweep.run(row["run_id"]).status() for row in sweep.plan()]
+    assert sorted(s["state"] for s in statuses) == ["done", "done", "failed"]
+    cause = next(s["cause"] for s in statuses if s["state"] == "failed")
+    assert cause == "vanished: the worker process ended with signal SIGKILL"
+
+
+def test_an_interrupt_checkpoints_and_the_same_command_goes_on(in_tmp):
+    arguments = [*[a for a in QUICK if "updates" not in a], "train.updates=60", "seed=0,1"]
+    launcher = _start(in_tmp, *arguments)
+    sweep = SweepFolder(in_tmp / "sweeps/default")
+    _wait_until(lambda: len(_running(sweep, 2)) == 2)
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(timeout=60) == 1
+    assert _children(launcher.pid) == []
+    statuses = [sweep.run(row["run_id"]).status() for row in sweep.plan()]
+    assert [s["state"] for s in statuses] == ["preempted", "preempted"]
+    assert klsweep("sweep", *arguments, folder=in_tmp).returncode == 0
+    for row in sweep.plan():
+        updates = [json.loads(line)["update"] for line in sweep.run(row["run_id"]).metrics.read_text().splitlines()]
+        assert updates == list(range(61))
+
+
+def test_a_run_reads_its_own_config_and_not_conf(in_tmp):
+    """Whatever `conf/` says by now, a planned run trains what its folder says."""
+    planned = klsweep("train", *QUICK, folder=in_tmp)
+    assert planned.returncode == 0, planned.stderr
+    run = next((in_tmp / "sweeps/default/runs").iterdir())
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["train"]["updates"] == 2
+    assert config["choices"]["estimator"] == "k1"
+    assert config["eval"]["suites"]["sort"]["operation"] == "sort"
+    assert "${" not in (run / "config.yaml").read_text()
+
+
+def test_hydras_own_multirun_writes_the_same_folders(in_tmp):
+    ours = klsweep("train", "-m", *QUICK, "estimator=k1,k2", folder=in_tmp)
+    assert ours.returncode == 0, ours.stderr
+    theirs = subprocess.run(
+        [sys.executable, "-m", "klsweep.train", "-m", *QUICK, "estimator=k1,k2", "sweep_dir=hydra"],
+        cwd=in_tmp,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert theirs.returncode == 0, theirs.stderr
+    names = [sorted(p.name for p in (in_tmp / d / "runs").iterdir()) for d in ("sweeps/default", "hydra")]
+    assert names[0] == names[1]
+    for name in names[0]:
+        one, other = (in_tmp / d / "runs" / name / "metrics.jsonl" for d in ("sweeps/default", "hydra"))
+        assert one.read_bytes() == other.read_bytes()
+    assert not (in_tmp / "outputs").exists()
+    assert not (in_tmp / "multirun").exists()
+
+
+def test_cfg_job_prints_the_composed_configuration(in_tmp, capsys):
+    assert main(["train", "kl.coef=0.25", "--cfg", "job"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["kl"]["coef"] == 0.25
+    assert list(in_tmp.iterdir()) == []
+
+
+def test_plan_as_json_names_what_is_left_out_and_why(in_tmp, capsys):
+    assert main(["plan", "estimator=k1,full", "clip=none,fixed", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["raw"], len(plan["to_run"]), plan["collapsed"]) == (4, 3, 0)
+    assert plan["excluded"] == [
+        {
+            "point": {"estimator": "full", "clip": "fixed"},
+            "reason": "estimator=full has no clip: it is no function of the log-ratio (clip=none)",
+        }
+    ]
+    assert main(["plan", "estimator=k1,full", "clip=none,fixed"]) == 0
+    text = capsys.readouterr().out
+    assert "4 raw − 1 excluded − 0 collapsed = 3 runs; 0 done, 3 to run" in text
+    assert "excluded 1: estimator=full has no clip" in text

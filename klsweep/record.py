@@ -216,6 +216,10 @@ class SweepFolder:
         return self.path / "plan.jsonl"
 
     @property
+    def launches(self) -> Path:
+        return self.path / "sweep.yaml"
+
+    @property
     def artifacts(self) -> Path:
         return self.path / "artifacts"
 

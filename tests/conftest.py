@@ -1,10 +1,13 @@
 """What several test files share: components without Hydra, and a sweep run once."""
 
 import pytest
+import torch
 
 from klsweep.objective.advantage import GRPO, RLOO, Algorithm, DrGRPO, Reinforce
 from klsweep.objective.clip import Clip, FixedClip, NoClip
 from klsweep.objective.placement import InLoss, InReward, InRewardAndLoss, NoKL, Placement
+
+torch.set_num_threads(1)  # the shipped policy is too small for more
 
 
 def algorithm(kind: type[Algorithm] = Reinforce, group_size: int = 4, aggregation: str = "seq-sum", clip: float = 0.2):

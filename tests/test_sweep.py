@@ -63,6 +63,9 @@ def test_a_sweep_trains_every_cell_and_prints_a_table(sweep):
         assert environment["threads"] == 1
     assert len(list((folder / "sweeps/default/artifacts").iterdir())) == 1
     assert not (folder / "outputs").exists()
+    (launch,) = yaml.safe_load((folder / "sweeps/default/sweep.yaml").read_text())
+    assert (launch["raw"], launch["collapsed"], launch["runs"], launch["finished_before"]) == (8, 2, 6, 0)
+    assert "seed=0,1" in launch["overrides"]
 
 
 def test_status_and_compare_read_it(sweep, capsys):
@@ -96,6 +99,8 @@ def test_the_same_command_runs_nothing_and_a_wider_grid_only_what_is_new(sweep):
     wider = klsweep("sweep", *arguments, "seed=0,1,2", folder=folder)
     assert "6 done, 3 to run" in wider.stdout
     assert "about" in wider.stdout  # a cost from finished siblings
+    launches = yaml.safe_load((folder / "sweeps/default/sweep.yaml").read_text())
+    assert [(launch["runs"], launch["finished_before"]) for launch in launches] == [(6, 0), (6, 6), (9, 6)]
     after = {p: p.stat().st_mtime_ns for p in folder.glob("sweeps/default/runs/*/metrics.jsonl")}
     assert len(after) == 9
     assert all(after[path] == time for path, time in before.items())

@@ -4,6 +4,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class Plan:
     """What a command asks for. raw − excluded − collapsed = runs; `finished` of them need no work."""
 
     folder: SweepFolder
+    overrides: list[str]
     raw: int
     excluded: list[Exclusion]
     collapsed: int
@@ -66,15 +68,15 @@ def make_plan(composer: Composer, overrides: Sequence[str], single: bool = False
 
     Raises BadInput for anything wrong, a `single` run's undefined combination included, before anything is written.
     """
-    return _plan(expand(composer, overrides, single), single)
+    return _plan(expand(composer, overrides, single), list(overrides), single)
 
 
 def plan_cell(cell: Cell) -> Plan:
     """The plan of one cell that was composed elsewhere."""
-    return _plan(Expansion(raw=1, cells=[cell], excluded=[], given=frozenset()), single=True)
+    return _plan(Expansion(raw=1, cells=[cell], excluded=[], given=frozenset()), [], single=True)
 
 
-def _plan(expansion: Expansion, single: bool) -> Plan:
+def _plan(expansion: Expansion, overrides: list[str], single: bool) -> Plan:
     builder = Builder()
     runs: dict[str, PlannedRun] = {}
     excluded = list(expansion.excluded)
@@ -97,6 +99,7 @@ def _plan(expansion: Expansion, single: bool) -> Plan:
     finished = frozenset(r.run_id for r in planned if folder.run(r.run_id).status()["state"] in FINISHED)
     return Plan(
         folder=folder,
+        overrides=overrides,
         raw=expansion.raw,
         excluded=excluded,
         collapsed=expansion.raw - len(excluded) - len(planned),
@@ -107,12 +110,28 @@ def _plan(expansion: Expansion, single: bool) -> Plan:
 
 
 def write_plan(plan: Plan) -> None:
-    """Write the sweep folder: `plan.jsonl`, and each unfinished run's resolved `config.yaml`."""
+    """Write the sweep folder: `plan.jsonl`, what was asked for, and each unfinished run's resolved `config.yaml`."""
     plan.folder.extend_plan(run.row for run in plan.runs)
+    _record_launch(plan)
     for run in plan.to_run:
         folder = plan.folder.run(run.run_id)
         folder.path.mkdir(parents=True, exist_ok=True)
         write_text(folder.config, yaml.dump(run.config, Dumper=yaml.CSafeDumper, sort_keys=False))
+
+
+def _record_launch(plan: Plan) -> None:
+    """Append to `sweep.yaml`: the command's overrides and what became of its grid, exclusions with their reasons."""
+    launch = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "overrides": plan.overrides,
+        "raw": plan.raw,
+        "excluded": [{"point": e.point, "reason": e.reason} for e in plan.excluded],
+        "collapsed": plan.collapsed,
+        "runs": len(plan.runs),
+        "finished_before": len(plan.finished),
+    }
+    earlier = plan.folder.launches.read_text() if plan.folder.launches.exists() else ""
+    write_text(plan.folder.launches, earlier + yaml.dump([launch], Dumper=yaml.CSafeDumper, sort_keys=False))
 
 
 def _planned(cell: Cell, spec: RunSpec) -> PlannedRun:

@@ -82,11 +82,32 @@ def test_configurations_that_are_the_same_run(one, other):
 
 @pytest.mark.parametrize(
     "change",
-    "seed=1 estimator=k2 placement=loss clip=fixed sampling=off_policy algorithm=grpo task=sort kl.coef=0.2 "
-    "kl.schedule=linear train.updates=41 train.lr=1e-3 train.minibatches=2 train.prompts_per_update=16 "
-    "rollout.temperature=0.9 rollout.top_p=0.9 reward.incorrect=-1.0 algorithm.group_size=4 model.dtype=bfloat16 "
-    "algorithm.aggregation=fixed placement.credit=to_go train.weight_decay=0.1 train.max_grad_norm=2.0 "
-    "train.warmup_updates=3 train.max_kl=9.0".split(),  # noqa: SIM905
+    [
+        "seed=1",
+        "estimator=k2",
+        "placement=loss",
+        "clip=fixed",
+        "sampling=off_policy",
+        "algorithm=grpo",
+        "task=sort",
+        "kl.coef=0.2",
+        "kl.schedule=linear",
+        "train.updates=41",
+        "train.lr=1e-3",
+        "train.minibatches=2",
+        "train.prompts_per_update=16",
+        "rollout.temperature=0.9",
+        "rollout.top_p=0.9",
+        "reward.incorrect=-1.0",
+        "algorithm.group_size=4",
+        "model.dtype=bfloat16",
+        "algorithm.aggregation=fixed",
+        "placement.credit=to_go",
+        "train.weight_decay=0.1",
+        "train.max_grad_norm=2.0",
+        "train.warmup_updates=3",
+        "train.max_kl=9.0",
+    ],
 )
 def test_configurations_that_are_another_run(change):
     assert planned(change).runs[0].run_id != planned().runs[0].run_id

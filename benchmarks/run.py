@@ -1,0 +1,145 @@
+"""Measure what users wait for, and write `benchmarks/RESULTS.md` (`make benchmark`).
+
+Each figure is a minimum and a median over repeats in one go on one machine; ratios compare things measured side by side
+here, never with figures from elsewhere.
+"""
+
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from klsweep.config.compose import composer
+from klsweep.model.policy import chosen, load_policy, response_distributions, score
+from klsweep.record import RunFolder, SweepFolder, read_rows
+from klsweep.rollout.random import Stream, prompt_order, uniforms
+from klsweep.sweep.plan import make_plan
+from klsweep.tracking import Tracker
+from klsweep.training.loop import train
+
+KLSWEEP = [str(Path(sys.executable).parent / "klsweep")]
+PLAN = [
+    "estimator=k1,k2,k3,full,abs",
+    "placement=none,reward,loss,reward_and_loss",
+    "clip=none,fixed",
+    "sampling=on_policy,off_policy",
+    "algorithm=rloo,grpo,dr_grpo",
+    "task=add,sort",
+    "kl.coef=0.1,0.3",
+]
+UPDATES = 40
+SPEC = [f"train.updates={UPDATES}", "wandb.mode=disabled", "launcher.threads=1"]
+
+
+def seconds(action: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """(minimum, median) wall seconds."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return min(times), statistics.median(times)
+
+
+def command(*arguments: str) -> Callable[[], object]:
+    return lambda: subprocess.run([*KLSWEEP, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def loop_seconds(folder: Path) -> tuple[float, float, int]:
+    """One training run: seconds of its updates (without evaluation), median seconds of one, and tokens generated."""
+    with composer() as session:
+        spec = make_plan(session, SPEC, single=True).runs[0].spec
+    run = RunFolder(folder / "run")
+    run.path.mkdir(parents=True)
+    train(spec, run, folder / "artifacts", Tracker(None), lambda: False, lambda *_: None)
+    rows = list(read_rows(run.timing))
+    times = [row["seconds/total"] - row.get("seconds/eval", 0) - row.get("seconds/checkpoint", 0) for row in rows]
+    tokens = sum(round(row["tokens_per_second"] * row["seconds/total"]) for row in rows)
+    return sum(times), statistics.median(times), tokens
+
+
+def floor_seconds() -> float:
+    """The same work without klsweep around it: generate, score policy and reference, forward, backward, step."""
+    with composer() as session:
+        spec = make_plan(session, SPEC, single=True).runs[0].spec
+    network, tokenizer = load_policy(spec.model)
+    reference, _ = load_policy(spec.model)
+    sampler = spec.rollout.bind(network, tokenizer)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=spec.train.lr)
+    items, group = spec.task.train_items(), spec.algorithm.group_size
+    times = []
+    for update in range(1, UPDATES + 1):
+        start = time.perf_counter()
+        prompts = prompt_order(0, update, spec.train.prompts_per_update, len(items))
+        draws = uniforms(0, Stream.ROLLOUT, update, prompts, group, spec.task.max_response_tokens)
+        tokens = sampler.generate([items[p].prompt for p in prompts], group, draws, 1.0, 1.0).tokens
+        score(network, reference, tokens, 1.0, spec.train.micro_batch_size)
+        logprobs = chosen(response_distributions(network, tokens, 1.0), tokens.response_ids)
+        (-(logprobs * tokens.mask).sum() / len(prompts)).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def replicate(source: RunFolder, row: dict, sweep: SweepFolder, count: int) -> None:
+    """A sweep of `count` runs whose records are copies of a real one."""
+    rows = []
+    for i in range(count):
+        rows.append({**row, "run_id": f"r1-{i:012d}", "cell_id": f"c1-{i // 5:012d}", "seed": i % 5})
+        shutil.copytree(source.path, sweep.run(rows[-1]["run_id"]).path)
+    sweep.extend_plan(rows)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    lines = []
+
+    def report(what: str, figure: str) -> None:
+        lines.append(f"| {what} | {figure} |")
+        print(lines[-1], flush=True)
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.chdir(folder)
+        planned = json.loads(
+            subprocess.run([*KLSWEEP, "plan", *PLAN, "--json"], capture_output=True, check=True).stdout
+        )
+        low, median = seconds(command("plan", *PLAN), 3)
+        cells = f"{planned['raw']:,} raw cells, {len(planned['runs'])} distinct"
+        report(f"`klsweep plan`, {cells} (aim: 1,000 in under 20 s)", f"{low:.1f} s min, {median:.1f} s median")
+        command("train", "train.updates=50", "sweep_dir=one", "wandb.mode=disabled")()
+        one = SweepFolder(folder / "one")
+        row = one.plan()[0]
+        replicate(one.run(row["run_id"]), row, SweepFolder(folder / "hundred"), 100)
+        for sub in ("status", "compare"):
+            low, median = seconds(command(sub, "hundred"), 7)
+            text = f"{low:.2f} s min, {median:.2f} s median"
+            report(f"`klsweep {sub}`, 100 runs × 50 updates, process start to end (aim: under 0.7 s)", text)
+        pairs = [(loop_seconds(folder / f"loop{i}"), floor_seconds()) for i in range(3)]
+        total, update, tokens = min(loop for loop, _ in pairs)
+        report("updates per second, 32 prompts × 8 responses, one thread", f"{1 / update:.1f}")
+        report("samples per second", f"{256 / update:,.0f}")
+        report("generated tokens per second of training", f"{tokens / total:,.0f}")
+        ratios = [loop[1] / floor for loop, floor in pairs]
+        text = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+        report("median update against a bare loop of the same calls, three pairs", text)
+    machine = (
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+    )
+    header = f"# Measured figures\n\nWritten by `make benchmark` on {machine}.\n\n| what | figure |\n|---|---|\n"
+    (Path(__file__).parent / "RESULTS.md").write_text(header + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

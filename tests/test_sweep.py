@@ -12,6 +12,7 @@ import yaml
 
 from klsweep.cli import main
 from klsweep.record import SweepFolder
+from klsweep.sweep.launch_local import Local
 from tests.conftest import SMALL
 
 KLSWEEP = [sys.executable, "-m", "klsweep.cli"]
@@ -222,6 +223,16 @@ def test_hydras_own_multirun_writes_the_same_folders(in_tmp):
         assert one.read_bytes() == other.read_bytes()
     assert not (in_tmp / "outputs").exists()
     assert not (in_tmp / "multirun").exists()
+
+
+@pytest.mark.parametrize(
+    ("parallel", "threads", "workers", "per_worker"),
+    [(None, None, 6, 1), (2, None, 2, 3), (None, 4, 1, 4), (4, None, 4, 1), (9, None, 9, 1), (2, 5, 2, 5)],
+)
+def test_six_cores_are_divided_among_the_workers(parallel, threads, workers, per_worker, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    launcher = Local(parallel=parallel, threads=threads)
+    assert (launcher.workers, launcher.threads_per_worker) == (workers, per_worker)
 
 
 def test_cfg_job_prints_the_composed_configuration(in_tmp, capsys):

@@ -5,8 +5,10 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from klsweep.config.build import RunSpec
+from klsweep.model.policy import load_policy
 from klsweep.record import RunFolder, read_rows
 from klsweep.tracking import Tracker
 from klsweep.training.checkpoint import load_checkpoint
@@ -74,10 +76,11 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path):
     content = bytearray((newest[-1] / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (newest[-1] / "model.safetensors").write_bytes(content)
-    network = torch.nn.Linear(1, 1)
-    warnings: list[str] = []
-    with pytest.raises(KeyError):  # it went on to restore the older one, into a network that is not the run's
-        load_checkpoint(folder.checkpoints, network, torch.optim.AdamW(network.parameters()), warnings.append)
+    network, _ = load_policy(spec.model)
+    optimiser, warnings = torch.optim.AdamW(network.parameters()), []
+    done, waiting = load_checkpoint(folder.checkpoints, network, optimiser, warnings.append)
+    assert (done, waiting) == (2, [])
+    assert optimiser.state[network.lm_head.weight]["step"].item() == 2
     assert warnings == ["checkpoint update-000003 is damaged (model.safetensors): trying the one before"]
 
 
@@ -155,6 +158,30 @@ def test_beta_follows_its_schedule_and_aggregation_shows(tmp_path):
     assert row["beta/effective_per_sequence"] == pytest.approx(0.05)  # L_max 8
     row = rows(run(tmp_path, "mean", "algorithm.aggregation=token-mean", "train.updates=1", "kl.coef=0.4")[1])[1]
     assert row["beta/effective_per_sequence"] == pytest.approx(0.4 / row["length/mean"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "size", "decay", "steps"),
+    [
+        (["train.lr=1e-3"], 1e-3, 0.0, 1),
+        (["train.lr=2e-3"], 2e-3, 0.0, 1),
+        (["train.lr=1e-3", "train.warmup_updates=4"], 2.5e-4, 0.0, 1),
+        (["train.lr=1e-3", "train.weight_decay=2.0"], 1e-3, 2e-3, 1),
+        (["train.lr=1e-3", "train.minibatches=2"], None, None, 2),
+    ],
+)
+def test_the_first_optimiser_step_by_hand(tmp_path, overrides, size, decay, steps):
+    """AdamW's first step is w ← w(1 − lr·λ) − lr·sign(g), to within its ε."""
+    spec = small_spec("train.updates=1", *overrides)
+    _, folder = run_spec(spec, tmp_path, "run")
+    state = load_file(folder.checkpoints / "update-000001" / "optimiser.safetensors")
+    assert {int(value) for name, value in state.items() if name.endswith("/step")} == {steps}
+    if size is None:
+        return
+    after = load_file(folder.checkpoints / "update-000001" / "model.safetensors")["model.norm.weight"]
+    before = dict(load_policy(spec.model)[0].named_parameters())["model.norm.weight"].detach()
+    moved = after - before * (1 - decay)
+    assert moved.abs().median().item() == pytest.approx(size, rel=1e-2)
 
 
 def test_warm_up_is_linear():

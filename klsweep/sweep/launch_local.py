@@ -17,15 +17,20 @@ from klsweep.record import Row, RunFolder
 
 @component
 class Local:
-    """The `launcher=local` node: `parallel` workers (null: one per core) of `threads` torch threads each."""
+    """The `launcher=local` node: `parallel` workers of `threads` torch threads each; null divides the cores."""
 
     parallel: PositiveInt | None
-    threads: PositiveInt
+    threads: PositiveInt | None
 
     @property
     def workers(self) -> int:
-        """Worker processes to start."""
-        return self.parallel or max(1, len(os.sched_getaffinity(0)) // self.threads)
+        """Worker processes to start: by default as many as the cores allow."""
+        return self.parallel or max(1, len(os.sched_getaffinity(0)) // (self.threads or 1))
+
+    @property
+    def threads_per_worker(self) -> int:
+        """Torch threads of each worker: by default the cores divided among the workers."""
+        return self.threads or max(1, len(os.sched_getaffinity(0)) // self.workers)
 
 
 @dataclass
@@ -85,7 +90,7 @@ def _interrupt(*_: Any) -> None:
 
 def _start(launcher: Local) -> _Worker:
     ours, theirs = get_context("spawn").Pipe()
-    process = get_context("spawn").Process(target=_work, args=(theirs, launcher.threads), daemon=False)
+    process = get_context("spawn").Process(target=_work, args=(theirs, launcher.threads_per_worker), daemon=False)
     process.start()
     theirs.close()
     return _Worker(process, ours)

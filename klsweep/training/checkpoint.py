@@ -69,7 +69,8 @@ def load_checkpoint(
             for name, parameter in network.named_parameters():
                 parameter.copy_(weights[name])
         _restore_optimiser(network, optimiser, load_file(checkpoint / "optimiser.safetensors"))
-        return state["update"], _rollouts(state["rollouts"], load_file(checkpoint / "rollouts.safetensors"))
+        rollouts = load_file(checkpoint / "rollouts.safetensors", device=str(network.device))
+        return state["update"], _rollouts(state["rollouts"], rollouts)
     return 0, []
 
 
@@ -97,7 +98,8 @@ def _restore_optimiser(network: Any, optimiser: torch.optim.Optimizer, tensors: 
     parameters = dict(network.named_parameters())
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
-        optimiser.state[parameters[name]][entry] = value
+        device = "cpu" if entry == "step" else parameters[name].device  # where AdamW keeps them
+        optimiser.state[parameters[name]][entry] = value.to(device)
 
 
 _TENSORS = ("prompt_ids", "prompt_mask", "response_ids", "mask")

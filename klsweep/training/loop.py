@@ -148,8 +148,8 @@ def train(
             except FloatingPointError as error:
                 cause = cause or str(error)
         record_update(update, row)
-        due = time.monotonic() - saved_at >= settings.checkpoint_seconds
-        if due or done == settings.updates or cause is not None:
+        due = done == settings.updates or time.monotonic() - saved_at >= settings.checkpoint_seconds
+        if due and cause is None:  # a run killed while it ends as diverged must not go on after its divergence
             with clock.phase("checkpoint"):
                 save_checkpoint(folder.checkpoints, done, network, optimiser, list(queue.waiting))
             saved_at = time.monotonic()

@@ -18,6 +18,9 @@ Metrics = dict[str, float | int]
 def kl_metrics(scores: Scores, mask: Tensor) -> Metrics:
     """KL(π_old ‖ π_ref) on the batch as each estimator values it, per token and per sequence (Σ_t), nats.
 
+    The tokens are the sampler's: off policy these are values under stale samples, and no estimate of π_old's KL (k1 can
+    even be negative in the mean); `eval/<suite>/kl` is, from fresh samples.
+
     `kl/forward_*` is the exact KL(π_ref ‖ π_old) of the token distributions at prefixes that π sampled, which is not
     the forward KL of sequences (that would need samples of the reference).
     """

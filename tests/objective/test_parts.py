@@ -85,6 +85,12 @@ def test_kl_in_reward_through_each_advantage(name, baseline, expected):
     assert advantages.squeeze(1).tolist() == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_group_size_decides_who_is_compared_with_whom():
+    rewards = torch.tensor([1.0, 0.0, 3.0, 1.0])
+    assert algorithm(ALGORITHMS["rloo"], 2).advantage(rewards).tolist() == [1.0, -1.0, 2.0, -2.0]
+    assert algorithm(ALGORITHMS["dr_grpo"], 4).advantage(rewards).tolist() == [-0.25, -1.25, 1.75, -0.25]
+
+
 def test_credit_to_go_charges_a_token_with_what_follows():
     values = torch.tensor([[1.0, 2.0, 4.0]])
     assert to_go(values, skip_current=False).tolist() == [[7.0, 6.0, 4.0]]

@@ -111,6 +111,12 @@ def test_paired_cells_see_the_same_prompts_and_first_samples(tmp_path):
         assert one[key] == two[key]
 
 
+def test_a_penalty_on_k1_in_the_reward_holds_the_policy_near_the_base(tmp_path):
+    cell = ["train.updates=12", "train.lr=2e-3", "kl.coef=2.0", "train.prompts_per_update=16"]
+    kl = {p: rows(run(tmp_path, p, *cell, f"placement={p}")[1])[-1]["eval/add/kl"] for p in ("none", "reward")}
+    assert 0 < kl["reward"] < 0.5 * kl["none"]
+
+
 @pytest.mark.parametrize(
     ("option", "key"),
     [

@@ -7,7 +7,7 @@ import torch
 
 from klsweep.objective.clip import hard_clip, straight_through_clip
 from klsweep.objective.kl import K1, K2, K3, Abs, Full, exact_token_kl
-from klsweep.objective.objective import Objective, Undefined, masked
+from klsweep.objective.objective import Objective, Terms, Undefined, masked
 from klsweep.objective.placement import to_go
 from klsweep.objective.policy_loss import clipped_surrogate
 from klsweep.objective.reduce import global_count, per_sequence_scale, weighted_sum
@@ -178,6 +178,14 @@ def test_aggregations_of_the_worked_example():
         total = weighted_sum(sums, lengths, aggregation, 8)  # pyright: ignore
         assert (total / count).item() == pytest.approx(value, abs=1e-6)
     assert per_sequence_scale(lengths, "fixed", 8).tolist() == [0.125, 0.125]
+
+
+def test_the_loss_is_policy_plus_beta_times_kl():
+    """(1 + ½·3 + 2 + ½·5)/2 = 3.5, and with weights (3, 1): (3·2.5 + 4.5)/4 = 3."""
+    objective = Objective(K1(), placed("loss"), no_clip(), algorithm())
+    terms, lengths = Terms(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])), torch.ones(2)
+    assert objective.loss(terms, lengths, 0.5, torch.tensor(2.0), 8).item() == 3.5
+    assert objective.loss(terms, lengths, 0.5, torch.tensor(4.0), 8, torch.tensor([3.0, 1.0])).item() == 3.0
 
 
 def test_per_sequence_weights_enter_sum_and_count():

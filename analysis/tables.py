@@ -57,8 +57,13 @@ def print_table(comparison: Comparison) -> None:
     out.print(coverage(comparison), style="bold", highlight=False)
     header, rows = _grid(comparison)
     table = Table(box=None, header_style="bold", padding=(0, 1))
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    # a narrow terminal breaks between mean and interval, and lines if it must, but never cuts a word or a figure
+    words = [
+        max(len(word) for cell in column for word in (*cell.split(), "")) for column in zip(header, *rows, strict=True)
+    ]
+    out.width = max(out.width, sum(words) + 2 * len(words))
+    for i, (name, width) in enumerate(zip(header, words, strict=True)):
+        table.add_column(name, justify="left" if i == 0 else "right", min_width=width)
     for row in rows:
         table.add_row(*row)
     out.print(table)

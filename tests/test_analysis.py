@@ -6,7 +6,7 @@ import pytest
 
 from klsweep.analysis.compare import compare
 from klsweep.analysis.stats import t_interval
-from klsweep.analysis.tables import coverage, notes, to_json, to_markdown
+from klsweep.analysis.tables import coverage, notes, print_table, to_json, to_markdown
 from klsweep.record import Owner, SweepFolder, append_rows, write_json
 
 
@@ -107,6 +107,19 @@ def test_the_base_and_what_varies_are_in_the_table(sweep):
     assert base == "| base tiny |  |  |  |  |  | 0.400 | 0.500 | 0.300 | 0.400 | 0 |  |  |"
     assert first == "| k1 | loss | none | 0.1 | – | 1/1 | 0.800 | 0.600 | 0.200 | 0.400 | 1.500 | 0.700 | done |"
     assert second.startswith("| – | none | – | – | 0.1 | 1/1 | 0.900 |")
+
+
+@pytest.mark.parametrize("columns", ["40", "100", "250"])
+def test_a_narrow_terminal_never_cuts_a_figure(sweep, columns, monkeypatch, capsys):
+    for seed, add in enumerate([0.8, 0.9]):
+        write_run(sweep, plan_row("a", seed), "done", add)
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    print_table(compare(sweep))
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert "0.850" in text
+    assert "±0.635" in text
 
 
 def test_results_that_may_not_be_comparable_are_marked(sweep):

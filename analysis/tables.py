@@ -57,18 +57,24 @@ def print_table(comparison: Comparison) -> None:
     out.print(coverage(comparison), style="bold", highlight=False)
     header, rows = _grid(comparison)
     table = Table(box=None, header_style="bold", padding=(0, 1))
-    # a narrow terminal breaks between mean and interval, and lines if it must, but never cuts a word or a figure
-    words = [
-        max(len(word) for cell in column for word in (*cell.split(), "")) for column in zip(header, *rows, strict=True)
-    ]
-    out.width = max(out.width, sum(words) + 2 * len(words))
-    for i, (name, width) in enumerate(zip(header, words, strict=True)):
-        table.add_column(name, justify="left" if i == 0 else "right", min_width=width)
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    if _total(widths) > out.width:
+        # too narrow: break between mean and interval, and lines if need be, but never cut a word or a figure
+        widths = [max(len(word) for cell in column for word in cell.split()) for column in columns]
+        out.width = max(out.width, _total(widths))
+    for i, (name, width) in enumerate(zip(header, widths, strict=True)):
+        table.add_column(name, justify="left" if i == 0 else "right", width=width)
     for row in rows:
         table.add_row(*row)
     out.print(table)
     for note in notes(comparison):
         out.print(note, highlight=False)
+
+
+def _total(widths: list[int]) -> int:
+    """Characters of a line: each column has a space on either side."""
+    return sum(widths) + 2 * len(widths)
 
 
 def coverage(comparison: Comparison) -> str:

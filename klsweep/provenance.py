@@ -31,7 +31,7 @@ def environment() -> dict[str, Any]:
         "science_hash": science_hash(),
         "git": _git(),
         "python": sys.version.split()[0],
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {d.name: d.version for d in importlib.metadata.distributions() if d.name in PACKAGES},
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),

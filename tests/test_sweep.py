@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from klsweep.cli import main
+from klsweep.model.source import SHIPPED
 from klsweep.record import SweepFolder
 from klsweep.sweep.launch_local import Local
 from tests.conftest import SMALL
@@ -203,6 +205,27 @@ def test_a_run_reads_its_own_config_and_not_conf(in_tmp):
     assert config["choices"]["estimator"] == "k1"
     assert config["eval"]["suites"]["sort"]["operation"] == "sort"
     assert "${" not in (run / "config.yaml").read_text()
+
+
+def test_a_hub_model_from_the_local_cache_is_pinned_to_its_commit(in_tmp):
+    """`main` is resolved when the sweep is planned; no network is needed for what is cached."""
+    commit, cache = "0123456789abcdef0123456789abcdef01234567", in_tmp / "hf/hub/models--lab--tiny"
+    shutil.copytree(SHIPPED["klsweep/tiny"], cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    done = subprocess.run(
+        [*KLSWEEP, "train", *QUICK, "model.path=lab/tiny"],
+        cwd=in_tmp,
+        env={**os.environ, "HF_HOME": str(in_tmp / "hf"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    sweep = SweepFolder(in_tmp / "sweeps/default")
+    (row,) = sweep.plan()
+    assert row["fields"]["model.content"] == f"hub:lab/tiny@{commit}"
+    assert yaml.safe_load(sweep.run(row["run_id"]).config.read_text())["model"]["revision"] == commit
 
 
 def test_hydras_own_multirun_writes_the_same_folders(in_tmp):

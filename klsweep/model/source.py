@@ -33,14 +33,19 @@ class Model:
 
     def content(self) -> str:
         """What was in it, never where it lay: a hash of the weights, or the hub commit. BadInput if there is none."""
+        commit = self.pinned_revision()
+        return f"sha256:{_folder_hash(self.location)}" if commit is None else f"hub:{self.path}@{commit}"
+
+    def pinned_revision(self) -> str | None:
+        """The hub commit that `revision` stands for today, None for a folder. BadInput if there is no such model."""
         if self.path in SHIPPED or is_folder(self.path):
-            return f"sha256:{_folder_hash(self.location)}"
+            return None
         if not _HUB_NAME.fullmatch(self.path):
             raise BadInput(
                 f"model.path={self.path!r}: no such folder (a local HF folder, a hub name 'owner/model', or "
                 f"one of {', '.join(SHIPPED)})"
             )
-        return f"hub:{self.path}@{_hub_commit(self.path, self.revision)}"
+        return _hub_commit(self.path, self.revision)
 
 
 def is_folder(path: str) -> bool:

@@ -153,7 +153,8 @@ def _planned(cell: Cell, spec: RunSpec) -> PlannedRun:
         "fields": {k: v for k, v in flat.items() if "." in k and k != "kl.coef"},
         "suites": {name: "in" if name == cell.choices["task"] else "out" for name in spec.eval.suites},
     }
-    return PlannedRun(row, cell.config, spec, flat)
+    model = {**cell.config["model"], "revision": spec.model.pinned_revision()}  # `main` may move before the run starts
+    return PlannedRun(row, {**cell.config, "model": model}, spec, flat)
 
 
 def _labels(cell: Cell, spec: RunSpec, flat: Canonical) -> dict[str, str | None]:

@@ -14,13 +14,25 @@ COLLAPSE_SHARE = 0.5  # a run collapsed if its accuracy on the trained task is b
 
 
 @dataclass(frozen=True)
+class Base:
+    """A base model's accuracies under one evaluation; None where a suite was not asked."""
+
+    model: str
+    suites: dict[str, float | None]
+
+
+@dataclass(frozen=True)
 class CellResult:
-    """One cell. `states` counts its planned runs; estimates are over the finished ones that have the figure."""
+    """One cell. `states` counts its planned runs; estimates are over the finished ones that have the figure.
+
+    `n_seeds` counts the runs with a final evaluation: those that the means are over.
+    """
 
     plan: Row
     states: dict[str, int]
-    seeds: list[int]
+    n_seeds: int
     collapsed: int
+    base: Base | None
     suites: dict[str, Estimate | None]
     in_distribution: Estimate | None
     out_of_distribution: Estimate | None
@@ -32,11 +44,6 @@ class CellResult:
         return sum(self.states.values())
 
     @property
-    def n_seeds(self) -> int:
-        """Runs that the means are over."""
-        return 0 if self.in_distribution is None else self.in_distribution.n
-
-    @property
     def complete(self) -> bool:
         return self.n_seeds == self.planned
 
@@ -46,9 +53,9 @@ class Comparison:
     """All cells of a sweep, the base they started from, and what a reader must know before trusting them."""
 
     sweep: str
-    suites: dict[str, str]  # name → "in" or "out"
+    suites: dict[str, str]  # name → "in", "out", or "mixed" if it depends on the cell
     states: dict[str, int]
-    base: dict[str, dict[str, float | None]]  # model → suite → accuracy
+    bases: list[Base]
     cells: list[CellResult]
     warnings: list[str] = field(default_factory=list)
 
@@ -59,33 +66,38 @@ def compare(sweep: SweepFolder) -> Comparison:
     cells: dict[str, list[RunResult]] = {}
     for run in runs:
         cells.setdefault(run.plan["cell_id"], []).append(run)
-    suites: dict[str, str] = {}
+    roles: dict[str, set[str]] = {}
     for run in runs:
         for name, role in run.plan["suites"].items():
-            suites[name] = "in" if "in" in (role, suites.get(name)) else "out"
-    base: dict[str, dict[str, float | None]] = {}
-    for run in runs:
-        if run.base is not None:
-            base.setdefault(run.plan["axes"]["model"], {s: run.base_evaluation(s, ACCURACY) for s in suites})
+            roles.setdefault(name, set()).add(role)
+    suites = {name: found.pop() if len(found) == 1 else "mixed" for name, found in roles.items()}
+    results = [_cell(members, suites) for members in cells.values()]
+    bases = {repr(cell.base): cell.base for cell in results if cell.base is not None}
     return Comparison(
         sweep=str(sweep.path),
-        suites=dict(sorted(suites.items(), key=lambda item: item[1])),
+        suites=dict(sorted(suites.items(), key=lambda item: ("in", "mixed", "out").index(item[1]))),
         states=dict(Counter(run.status["state"] for run in runs)),
-        base=base,
-        cells=[_cell(members, suites) for members in cells.values()],
+        bases=list(bases.values()),
+        cells=results,
         warnings=_warnings(runs),
     )
 
 
 def _cell(runs: Sequence[RunResult], suites: dict[str, str]) -> CellResult:
-    roles = runs[0].plan["suites"]
+    plan = runs[0].plan
+    roles = plan["suites"]
     inside = [s for s in suites if roles.get(s) == "in"]
     outside = [s for s in suites if roles.get(s) == "out"]
+    evaluated = next((run for run in runs if run.base is not None), None)
+    base = None
+    if evaluated is not None:
+        base = Base(plan["axes"]["model"], {s: evaluated.base_evaluation(s, ACCURACY) for s in suites})
     return CellResult(
-        plan=runs[0].plan,
+        plan=plan,
         states=dict(Counter(run.status["state"] for run in runs)),
-        seeds=sorted(run.plan["seed"] for run in runs),
+        n_seeds=sum(run.final_eval is not None for run in runs),
         collapsed=sum(_collapsed(run, inside) for run in runs),
+        base=base,
         suites={s: _over(runs, lambda run, s=s: run.evaluation(s, ACCURACY)) for s in suites},
         in_distribution=_over(runs, lambda run: _suite_mean(run, inside, ACCURACY)),
         out_of_distribution=_over(runs, lambda run: _suite_mean(run, outside, ACCURACY)),
@@ -113,7 +125,7 @@ def _collapsed(run: RunResult, inside: Sequence[str]) -> bool:
 def _warnings(runs: Sequence[RunResult]) -> list[str]:
     """What would make two rows incomparable."""
     checks = {
-        "evaluation settings": {run.plan["eval_id"] for run in runs if run.finished},
+        "evaluation settings": {str(run.status.get("eval_id")) for run in runs if run.finished},
         "science-code hashes": {str(run.status.get("science_hash")) for run in runs if run.finished},
     }
     return [

@@ -52,6 +52,7 @@ def _load(sweep: SweepFolder, plan: Row) -> RunResult:
     rows = [] if status["state"] == "pending" else list(read_rows(folder.metrics))
     base = rows[0] if rows and rows[0]["update"] == 0 else None
     updates = [row for row in rows if row["update"] > 0]
-    evaluated = [row for row in updates if any(key.startswith("eval/") for key in row)]
     finished = status["state"] in FINISHED
-    return RunResult(plan, status, base, updates[-LAST_UPDATES:], evaluated[-1] if finished and evaluated else None)
+    # an earlier evaluation is not the final one: a run can diverge long after it
+    evaluated = updates[-1] if updates and any(key.startswith("eval/") for key in updates[-1]) else None
+    return RunResult(plan, status, base, updates[-LAST_UPDATES:], evaluated if finished else None)

@@ -1,15 +1,20 @@
 """A comparison as a terminal table, Markdown or JSON: three renderings of one list of columns and cells."""
 
+import math
 from typing import Any
 
 from rich.table import Table
 
-from klsweep.analysis.compare import CellResult, Comparison
+from klsweep.analysis.compare import COLLAPSE_SHARE, CellResult, Comparison
+from klsweep.analysis.load import LAST_UPDATES
 from klsweep.analysis.stats import Estimate
+from klsweep.cells import varying
 from klsweep.terminal import console
 
 AXES = ("model", "estimator", "placement", "clip", "sampling")
-Cells = list[str]
+SHORT = {"clip.tau": "τ", "sampling.async_level": "lag", "placement.credit": "credit", "algorithm.aggregation": "agg."}
+
+Words = list[str]
 
 
 def to_json(comparison: Comparison) -> list[dict[str, Any]]:
@@ -30,7 +35,7 @@ def to_json(comparison: Comparison) -> list[dict[str, Any]]:
             "out_of_distribution": _numbers(cell.out_of_distribution),
             "kl": _numbers(cell.kl),
             "reward": _numbers(cell.reward),
-            "base": comparison.base.get(cell.plan["axes"]["model"]),
+            "base": cell.base.suites if cell.base else None,
             "fields": cell.plan["fields"],
         }
         for cell in comparison.cells
@@ -83,75 +88,47 @@ def coverage(comparison: Comparison) -> str:
     return f"{comparison.sweep}: {len(comparison.cells)} cells, {sum(comparison.states.values())} runs: {states}"
 
 
-def notes(comparison: Comparison) -> Cells:
-    """What the marks mean, and warnings."""
-    ids = [name for name, role in comparison.suites.items() if role == "in"]
+def notes(comparison: Comparison) -> Words:
+    """What the figures and marks mean, and warnings."""
     lines = [
-        "Accuracy: sampled pass@1, mean over seeds ± half of the 95 % t interval over runs. "
-        f"In distribution: {', '.join(ids)}. KL(π‖π_ref): nats per response, fresh samples on the trained task.",
+        "Accuracy: sampled pass@1, mean over runs (seeds) ± half of its 95 % t interval; (in): the trained task. "
+        "KL: KL(π‖π_ref) in nats per response, on fresh samples for the trained task. "
+        f"reward: of the last {LAST_UPDATES} training batches."
     ]
+    if any(cell.collapsed for cell in comparison.cells):
+        lines.append(
+            f"collapsed k/n: accuracy on the trained task below {COLLAPSE_SHARE:g} of the base's in k of n runs."
+        )
     if not all(cell.complete for cell in comparison.cells):
         lines.append("* mean over fewer runs than planned (see runs).")
     return [*lines, *(f"warning: {text}" for text in comparison.warnings)]
 
 
-def _grid(comparison: Comparison) -> tuple[Cells, list[Cells]]:
+def _grid(comparison: Comparison) -> tuple[Words, list[Words]]:
     """Header and rows as text: only axes and fields that differ, then figures."""
-    axes, fields = _varying(comparison)
-    ids = [name for name, role in comparison.suites.items() if role == "in"]
-    outs = [name for name, role in comparison.suites.items() if role == "out"]
-    header = [*axes, *(["β"] if _has_beta(comparison) else []), *(_short(f) for f in fields), "runs"]
-    header += [*(f"{name} (in)" for name in ids), *outs, "out mean", "KL", "reward", "outcome"]
+    axes, fields = varying([cell.plan for cell in comparison.cells])
+    betas = any(cell.plan["kl_coef"] is not None for cell in comparison.cells)
+    lead = [*axes, *(["β"] if betas else []), *(SHORT.get(name, name) for name in fields)]
+    roles = comparison.suites
+    mixed = "mixed" in roles.values()  # several trained tasks: a suite is in distribution for some cells only
+    header = [*lead, "runs", *(["in mean"] if mixed else [])]
+    header += [f"{name} (in)" if role == "in" else name for name, role in roles.items()]
+    header += ["out mean", "KL", "reward", "outcome"]
     rows = []
-    for model, accuracies in comparison.base.items():
-        lead = [f"base {model}", *[""] * (header.index("runs"))]
-        known = [value for name in outs if (value := accuracies[name]) is not None]
-        out_mean = [_plain(sum(known) / len(known)) if known else "–"]
-        rows.append([*lead, *(_plain(accuracies[n]) for n in (*ids, *outs)), *out_mean, "0", "", ""])
+    for base in comparison.bases:
+        known = [value for name, role in roles.items() if role == "out" and (value := base.suites[name]) is not None]
+        out_mean = _plain(math.fsum(known) / len(known) if known and not mixed else None)
+        accuracies = [_plain(base.suites[name]) for name in roles]
+        name = f"base {base.model}"
+        rows.append([name, *[""] * (len(lead) + mixed), *accuracies, out_mean, "0", "", ""])
     for cell in comparison.cells:
-        rows.append(
-            [
-                *(_label(cell.plan["axes"][axis]) for axis in axes),
-                *([_label(cell.plan["kl_coef"])] if _has_beta(comparison) else []),
-                *(_label(cell.plan["fields"].get(name)) for name in fields),
-                f"{cell.n_seeds}/{cell.planned}",
-                *(_figure(cell.suites.get(name), cell) for name in (*ids, *outs)),
-                _figure(cell.out_of_distribution, cell),
-                _figure(cell.kl, cell),
-                _figure(cell.reward, cell),
-                _outcome(cell),
-            ]
-        )
+        labels = [*(cell.plan["axes"][axis] for axis in axes), *([cell.plan["kl_coef"]] if betas else [])]
+        labels += [cell.plan["fields"].get(name) for name in fields]
+        figures = [*([cell.in_distribution] if mixed else []), *(cell.suites.get(name) for name in roles)]
+        figures += [cell.out_of_distribution, cell.kl, cell.reward]
+        texts = [*map(_label, labels), f"{cell.n_seeds}/{cell.planned}", *(_figure(f, cell) for f in figures)]
+        rows.append([*texts, _outcome(cell)])
     return header, rows
-
-
-def _varying(comparison: Comparison) -> tuple[list[str], list[str]]:
-    """Axes and scientific fields in which cells differ; always at least estimator and placement."""
-    plans = [cell.plan for cell in comparison.cells]
-    names = list(dict.fromkeys(axis for plan in plans for axis in plan["axes"]))
-    axes = [a for a in names if a in ("estimator", "placement") or len({p["axes"].get(a) for p in plans}) > 1]
-    fields = sorted({name for plan in plans for name in plan["fields"]})
-    differing = [name for name in fields if len({repr(p["fields"].get(name)) for p in plans}) > 1]
-    # a field that only says which choice was taken is the axis again
-    return axes, [name for name in differing if not _follows_axis(name, plans)]
-
-
-def _follows_axis(name: str, plans: list[dict[str, Any]]) -> bool:
-    """True if a field differs between choices of its axis only, never within one."""
-    axis = name.split(".")[0]
-    values: dict[Any, set[str]] = {}
-    for plan in plans:
-        if axis in plan["axes"]:
-            values.setdefault(plan["axes"][axis], set()).add(repr(plan["fields"].get(name)))
-    return bool(values) and all(len(found) == 1 for found in values.values())
-
-
-def _has_beta(comparison: Comparison) -> bool:
-    return any(cell.plan["kl_coef"] is not None for cell in comparison.cells)
-
-
-def _short(field: str) -> str:
-    return {"clip.tau": "τ", "sampling.async_level": "lag", "placement.credit": "credit"}.get(field, field)
 
 
 def _label(value: Any) -> str:

@@ -21,7 +21,7 @@ OVERRIDES_HELP = "Hydra overrides, e.g. estimator=k1,k3 placement=reward kl.coef
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; the exit code: 0 finished, 1 something failed, 2 bad input."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         return options.command(options)
     except BadInput as error:
@@ -33,6 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Options and overrides in any order: argparse alone stops collecting overrides at the first option."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,12 +10,14 @@ canonical configuration (see `used_fields`).
 
 import inspect
 from dataclasses import fields
-from typing import TypeVar, dataclass_transform, get_args, get_type_hints
+from typing import Annotated, TypeVar, dataclass_transform, get_args, get_type_hints
 
+from annotated_types import Ge, Lt
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 T = TypeVar("T")
+Seed = Annotated[int, Ge(0), Lt(2**63)]
 
 _CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 FINISHED = ("done", "diverged")
+KEPT_FACTS = ("eval_id",)  # of a run, not of an attempt: what it began with
 STATES = ("pending", "running", *FINISHED, "preempted", "timeout", "cancelled", "failed")
 
 Row = dict[str, Any]
@@ -45,9 +46,16 @@ def read_json(path: Path) -> Any:
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows in one write. Numbers that are not finite are written as null: JSON has no other way."""
-    text = "".join(json.dumps({k: _finite(v) for k, v in row.items()}) + "\n" for row in rows)
-    with path.open("a") as stream:
-        stream.write(text)
+    append_text(path, "".join(json.dumps({k: _finite(v) for k, v in row.items()}) + "\n" for row in rows))
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append in one system call, which the kernel does not interleave with others' on a local disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
 
 
 def _finite(value: Any) -> Any:
@@ -169,13 +177,15 @@ class RunFolder:
         """
         attempts = sorted(int(folder.name) for folder in self.path.glob("attempts/[0-9]*"))
         latest = attempts[-1] if attempts else 0
-        if self.status()["state"] in FINISHED or (latest and self._is_held(latest)):
+        status = self.status()
+        if status["state"] in FINISHED or (latest and self._is_held(latest)):
             return None
         number = latest + 1
         if not _create_exclusively(self.attempt(number), "owner.json", Owner.me()._asdict()):
             return None
         self.write_status(
             {
+                **{key: status[key] for key in KEPT_FACTS if key in status},
                 "state": "running",
                 "attempt": number,
                 "owner": Owner.me()._asdict(),
@@ -192,6 +202,8 @@ class RunFolder:
 
     def finish(self, number: int, state: str, cause: str | None = None, traceback: str | None = None) -> Row:
         """End an attempt: its own `attempt.json`, and the run's `status.json`."""
+        if state not in STATES:
+            raise ValueError(f"state={state!r}: choose from {', '.join(STATES)}")
         ended = {
             **self.status(),
             "state": state,
@@ -200,8 +212,8 @@ class RunFolder:
             "traceback": traceback,
             "ended": time.time(),
         }
+        self.write_status(ended)  # first: once the attempt has ended, others may claim the run
         write_json(self.attempt(number) / "attempt.json", ended)
-        self.write_status(ended)
         return ended
 
 
@@ -227,16 +239,17 @@ class SweepFolder:
         return RunFolder(self.path / "runs" / run_id)
 
     def plan(self) -> list[Row]:
-        """Planned runs, one row each, in the order they were planned."""
-        return list(read_rows(self.plan_file))
+        """Planned runs, one row each, in the order they were first planned; the last row of a run holds."""
+        return list({row["run_id"]: row for row in read_rows(self.plan_file)}.values())
 
     def extend_plan(self, rows: Iterable[Row]) -> None:
-        """Add runs to the plan; a run planned before keeps its place."""
+        """Add runs to the plan, or a new row for a run whose row changed.
+
+        Only appends, in one write, so that planners at work at the same time lose nothing of each other's.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        merged = {row["run_id"]: row for row in self.plan()}
-        for row in rows:
-            merged.setdefault(row["run_id"], row)
-        write_text(self.plan_file, "".join(json.dumps(row) + "\n" for row in merged.values()))
+        known = {row["run_id"]: row for row in self.plan()}
+        append_rows(self.plan_file, [row for row in rows if known.get(row["run_id"]) != row])
 
 
 def shared_artifact(folder: Path, build: Any, poll_seconds: float = 0.1) -> Path:
@@ -258,8 +271,9 @@ def shared_artifact(folder: Path, build: Any, poll_seconds: float = 0.1) -> Path
             continue
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
-            build(temporary)
-            os.rename(temporary, folder)
+            if not folder.is_dir():  # it may have been finished between the look and the claim
+                build(temporary)
+                os.rename(temporary, folder)
         except OSError:
             if not folder.is_dir():
                 raise

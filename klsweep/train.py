@@ -8,6 +8,7 @@ import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from klsweep.config.compose import CONF
@@ -24,13 +25,16 @@ def main(config: DictConfig) -> None:
     assert isinstance(plain, dict)
     choices = {str(k): str(v) for k, v in HydraConfig.get().runtime.choices.items() if v and "/" not in str(k)}
     node = {str(k): v for k, v in plain.items() if k not in ("grid", "exclude")}
+    hydra_config = HydraConfig.get()
     try:
-        plan = plan_cell(Cell({**node, "choices": choices}, choices, {}))
+        plan = plan_cell(Cell({**node, "choices": choices}, choices, {}), list(hydra_config.overrides.task))
     except BadInput as error:
         print(f"klsweep: error: {error}", file=sys.stderr)
+        if hydra_config.mode == RunMode.MULTIRUN:
+            raise  # Hydra goes on with the other cells and fails in the end
         sys.exit(2)
     if run_plan(plan):
-        sys.exit(1)
+        raise RuntimeError(f"{plan.runs[0].run_id} did not end well: klsweep status {plan.folder.path}")
     print(*(plan.folder.run(run.run_id).path for run in plan.runs))
 
 

@@ -10,8 +10,8 @@ from klsweep.objective.placement import InLoss, InReward, InRewardAndLoss, NoKL,
 torch.set_num_threads(1)  # the shipped policy is too small for more
 
 
-def algorithm(kind: type[Algorithm] = Reinforce, group_size: int = 4, aggregation: str = "seq-sum", clip: float = 0.2):
-    return kind(group_size=group_size, clip_low=clip, clip_high=clip, aggregation=aggregation)  # pyright: ignore
+def algorithm(kind: type[Algorithm] = Reinforce, group_size: int = 4, aggregation: str = "seq-sum", clip=(0.2, 0.2)):
+    return kind(group_size=group_size, clip_low=clip[0], clip_high=clip[1], aggregation=aggregation)  # pyright: ignore
 
 
 def no_clip() -> Clip:

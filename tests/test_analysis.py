@@ -41,7 +41,8 @@ def write_run(sweep: SweepFolder, row: dict, state: str, add: float | None, scie
         last |= {"eval/add/pass@1": add, "eval/add/kl": 1.5}
         last |= {f"eval/{suite}/pass@1": value for suite, value in values.items()}
     append_rows(folder.metrics, [last])
-    status = {"state": state, "attempt": 1, "science_hash": science, "owner": Owner.me()._asdict()}
+    status = {"state": state, "attempt": 1, "science_hash": science, "eval_id": row["eval_id"]}
+    status["owner"] = Owner.me()._asdict()
     write_json(folder.path / "status.json", status)
 
 
@@ -97,15 +98,15 @@ def test_a_run_in_flight_counts_as_running_and_enters_no_mean(sweep):
 
 
 def test_the_base_and_what_varies_are_in_the_table(sweep):
-    write_run(sweep, plan_row("a", 0), "done", 0.8)
+    write_run(sweep, {**plan_row("a", 0), "fields": {"train.lr": 0.2}}, "done", 0.8)
     row = plan_row("b", 0, estimator=None, placement="none", clip=None)
-    write_run(sweep, {**row, "kl_coef": None, "fields": {"train.lr": 0.1}}, "done", 0.9)
+    write_run(sweep, {**row, "kl_coef": None, "fields": {"train.lr": 0.1, "clip.tau": 1.0}}, "done", 0.9)
     text = to_markdown(compare(sweep))
     header, base, first, second = (line for line in text.splitlines() if line.startswith("| "))
     names = ["estimator", "placement", "clip", "β", "train.lr", "runs", "add (in)", "sort", "max", "out mean"]
     assert header == "| " + " | ".join([*names, "KL", "reward", "outcome"]) + " |"
     assert base == "| base tiny |  |  |  |  |  | 0.400 | 0.500 | 0.300 | 0.400 | 0 |  |  |"
-    assert first == "| k1 | loss | none | 0.1 | – | 1/1 | 0.800 | 0.600 | 0.200 | 0.400 | 1.500 | 0.700 | done |"
+    assert first == "| k1 | loss | none | 0.1 | 0.2 | 1/1 | 0.800 | 0.600 | 0.200 | 0.400 | 1.500 | 0.700 | done |"
     assert second.startswith("| – | none | – | – | 0.1 | 1/1 | 0.900 |")
 
 
@@ -140,6 +141,42 @@ def test_figures_that_are_not_finite_are_missing_not_zero(sweep):
     (cell,) = to_json(compare(sweep))
     assert cell["kl"] == {"n": 0, "mean": None, "ci_low": None, "ci_high": None}
     assert cell["suites"]["add"]["mean"] == 0.8
+
+
+def test_an_earlier_evaluation_is_not_the_final_one(sweep):
+    """Evaluated well at update 5, diverged at 9 without an evaluation: nothing is known of its end."""
+    write_run(sweep, plan_row("a", 0), "diverged", None)
+    path = sweep.run("a-0").metrics
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[5]["eval/add/pass@1"] = 0.95
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (cell,) = to_json(compare(sweep))
+    assert (cell["n_seeds"], cell["states"], cell["suites"]["add"]["mean"]) == (0, {"diverged": 1}, None)
+
+
+def test_two_models_have_a_base_row_each(sweep):
+    write_run(sweep, plan_row("a", 0, model="./one"), "done", 0.8)
+    write_run(sweep, plan_row("b", 0, model="./two"), "done", 0.8)
+    path = sweep.run("b-0").metrics
+    path.write_text(path.read_text().replace('"eval/add/pass@1": 0.4', '"eval/add/pass@1": 0.05'))
+    comparison = compare(sweep)
+    assert [cell["base"]["add"] for cell in to_json(comparison)] == [0.4, 0.05]
+    lines = [line.split("|")[1].strip() for line in to_markdown(comparison).splitlines() if line.startswith("| base")]
+    assert lines == ["base ./one", "base ./two"]
+
+
+def test_where_the_trained_task_differs_so_does_what_is_in_distribution(sweep):
+    write_run(sweep, plan_row("a", 0, task="add"), "done", 0.8)
+    sort = {**plan_row("b", 0, task="sort"), "suites": {"add": "out", "sort": "in", "max": "out"}}
+    write_run(sweep, sort, "done", 0.1, sort=0.9)
+    comparison = compare(sweep)
+    by_task = {cell["cell_id"]: cell for cell in to_json(comparison)}
+    assert by_task["a"]["in_distribution"]["mean"] == 0.8
+    assert by_task["b"]["in_distribution"]["mean"] == 0.9
+    assert by_task["b"]["out_of_distribution"]["mean"] == pytest.approx(0.15)
+    header, base = (line for line in to_markdown(comparison).splitlines() if line.startswith(("| est", "| base")))
+    assert "| in mean | add | sort | max | out mean |" in header
+    assert base.endswith("| 0.400 | 0.500 | 0.300 | – | 0 |  |  |")
 
 
 def test_an_empty_plan_is_an_empty_table(sweep):

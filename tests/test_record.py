@@ -89,11 +89,24 @@ def test_an_owner_elsewhere_is_never_declared_gone():
     assert ended_process().is_gone()
 
 
-def test_a_plan_is_extended_never_reordered(tmp_path):
+def test_a_plan_keeps_its_order_and_the_last_row_of_a_run_holds(tmp_path):
     sweep = SweepFolder(tmp_path / "s")
     sweep.extend_plan([{"run_id": "a", "n": 1}, {"run_id": "b", "n": 1}])
     sweep.extend_plan([{"run_id": "c", "n": 2}, {"run_id": "a", "n": 2}])
-    assert sweep.plan() == [{"run_id": "a", "n": 1}, {"run_id": "b", "n": 1}, {"run_id": "c", "n": 2}]
+    sweep.extend_plan([{"run_id": "a", "n": 2}])
+    assert sweep.plan() == [{"run_id": "a", "n": 2}, {"run_id": "b", "n": 1}, {"run_id": "c", "n": 2}]
+    assert len(sweep.plan_file.read_text().splitlines()) == 4
+
+
+def test_planners_at_work_at_the_same_time_lose_nothing(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from klsweep.record import SweepFolder\n"
+        "for i in range(20):\n"
+        "    SweepFolder(Path(sys.argv[1])).extend_plan([{'run_id': f'{sys.argv[2]}-{i}', 'text': 'x' * 3000}])\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "s"), str(n)]) for n in range(6)]
+    assert [process.wait() for process in processes] == [0] * 6
+    assert len(SweepFolder(tmp_path / "s").plan()) == 120
 
 
 def test_a_shared_artefact_is_built_once_and_taken_over_from_the_dead(tmp_path):

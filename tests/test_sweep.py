@@ -1,6 +1,7 @@
 """Whole sweeps through the command line, on real worker processes."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -12,9 +13,11 @@ import pytest
 import yaml
 
 from klsweep.cli import main
+from klsweep.config.compose import composer
 from klsweep.model.source import SHIPPED
-from klsweep.record import SweepFolder
-from klsweep.sweep.launch_local import Local
+from klsweep.record import RunFolder, SweepFolder
+from klsweep.sweep.launch_local import Local, launch
+from klsweep.sweep.plan import make_plan, write_plan
 from tests.conftest import SMALL
 
 KLSWEEP = [sys.executable, "-m", "klsweep.cli"]
@@ -27,7 +30,7 @@ def klsweep(*arguments: str, folder) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """Three cells × two seeds, one of them an own experiment's exclusion, with W&B offline."""
+    """Three cells × two seeds, with W&B offline."""
     folder = tmp_path_factory.mktemp("sweep")
     arguments = [a for a in QUICK if not a.startswith("wandb")]
     done = klsweep("sweep", *arguments, "estimator=k1,k3", "placement=none,loss", "seed=0,1", folder=folder)
@@ -195,16 +198,87 @@ def test_an_interrupt_checkpoints_and_the_same_command_goes_on(in_tmp):
         assert updates == list(range(61))
 
 
+def test_a_second_launcher_leaves_running_runs_alone(in_tmp):
+    arguments = [*[a for a in QUICK if "updates" not in a], "train.updates=40", "seed=0,1"]
+    launcher = _start(in_tmp, *arguments)
+    sweep = SweepFolder(in_tmp / "sweeps/default")
+    _wait_until(lambda: len(_running(sweep, 2)) == 2)
+    configs = [sweep.run(row["run_id"]).config.stat().st_mtime_ns for row in sweep.plan()]
+    second = klsweep("sweep", *arguments, "train.micro_batch_size=3", folder=in_tmp)
+    assert second.returncode == 0, second.stderr
+    assert "0 done, 2 running elsewhere, 0 to run" in second.stdout
+    assert configs == [sweep.run(row["run_id"]).config.stat().st_mtime_ns for row in sweep.plan()]
+    assert launcher.wait(timeout=200) == 0
+    assert [sweep.run(row["run_id"]).status()["attempt"] for row in sweep.plan()] == [1, 1]
+
+
+def test_an_error_in_the_launcher_ends_its_idle_workers_too(tmp_path):
+    folders = [RunFolder(tmp_path / name) for name in ("a", "b", "c")]
+    for folder in folders:
+        folder.path.mkdir()  # no config.yaml: each run fails at once
+
+    def on_end(*_) -> None:
+        raise OSError("the launcher's own trouble")
+
+    with pytest.raises(OSError, match="own trouble"):
+        launch(Local(parallel=2, threads=1), folders, lambda *_: None, on_end)
+    assert multiprocessing.active_children() == []
+    assert {folder.status()["state"] for folder in folders} <= {"failed", "pending"}
+    assert any("config.yaml" in str(folder.status().get("cause")) for folder in folders)
+
+
+def test_other_evaluation_settings_are_said_refused_or_warned_of(in_tmp, capsys):
+    arguments = [*QUICK, "train.updates=1"]
+    assert klsweep("sweep", *arguments, "seed=0", folder=in_tmp).returncode == 0
+    other = [*arguments[:-2], "eval.samples_per_prompt=8", "train.updates=1"]
+    second = klsweep("sweep", *other, "seed=0,1", folder=in_tmp)
+    assert second.returncode == 0
+    assert "1 finished runs were evaluated with other settings and stay as they are" in second.stdout
+    assert "warning: finished runs have 2 different evaluation settings" in second.stdout
+    sweep = SweepFolder(in_tmp / "sweeps/default")
+    begun = sweep.run(sweep.plan()[1]["run_id"])
+    begun.write_status({**begun.status(), "state": "preempted"})
+    assert main(["sweep", *arguments, "seed=1"]) == 2
+    assert "has begun with other evaluation settings" in capsys.readouterr().err
+
+
 def test_a_run_reads_its_own_config_and_not_conf(in_tmp):
-    """Whatever `conf/` says by now, a planned run trains what its folder says."""
-    planned = klsweep("train", *QUICK, folder=in_tmp)
-    assert planned.returncode == 0, planned.stderr
-    run = next((in_tmp / "sweeps/default/runs").iterdir())
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["train"]["updates"] == 2
-    assert config["choices"]["estimator"] == "k1"
+    """`conf/` may change while a run waits: here a choice of the user's, edited between the plan and the run."""
+    (in_tmp / "mine/estimator").mkdir(parents=True)
+    choice = in_tmp / "mine/estimator/mine.yaml"
+    choice.write_text("_target_: klsweep.objective.kl.K2\n")
+    with composer(in_tmp / "mine") as session:
+        plan = make_plan(session, [*QUICK, "estimator=mine", f"sweep_dir={in_tmp / 's'}"])
+        write_plan(plan)
+    choice.write_text("_target_: no.such.thing\n")
+    folder = plan.folder.run(plan.runs[0].run_id)
+    ended: list[dict] = []
+    launch(Local(parallel=1, threads=1), [folder], lambda *_: None, lambda _, status: ended.append(status))
+    assert [status["state"] for status in ended] == ["done"]
+    config = yaml.safe_load(folder.config.read_text())
+    assert config["estimator"]["_target_"] == "klsweep.objective.kl.K2"
     assert config["eval"]["suites"]["sort"]["operation"] == "sort"
-    assert "${" not in (run / "config.yaml").read_text()
+    assert "${" not in folder.config.read_text()
+
+
+def test_without_wandb_everything_but_wandb_works(in_tmp):
+    """The package is hidden from the workers by one of the same name that cannot be imported."""
+    (in_tmp / "hidden").mkdir()
+    (in_tmp / "hidden/wandb.py").write_text("raise ImportError('no wandb here')\n")
+    arguments = [a for a in QUICK if not a.startswith("wandb")]
+    done = subprocess.run(
+        [*KLSWEEP, "train", *arguments],
+        cwd=in_tmp,
+        env={**os.environ, "PYTHONPATH": str(in_tmp / "hidden")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    run = next((in_tmp / "sweeps/default/runs").iterdir())
+    warnings = (run / "attempts/1/stderr").read_text()
+    assert warnings.count("warning: W&B is off for this run: ImportError: no wandb here") == 1
+    assert not (run / "wandb").exists()
 
 
 def test_a_hub_model_from_the_local_cache_is_pinned_to_its_commit(in_tmp):
@@ -248,6 +322,23 @@ def test_hydras_own_multirun_writes_the_same_folders(in_tmp):
     assert not (in_tmp / "multirun").exists()
 
 
+def test_hydras_own_multirun_goes_on_after_an_undefined_cell(in_tmp):
+    app = [sys.executable, "-m", "klsweep.train"]
+    cell = [*QUICK, "clip=fixed", "train.updates=1"]
+    both = subprocess.run(
+        [*app, "-m", *cell, "estimator=full,k1"], cwd=in_tmp, capture_output=True, text=True, timeout=300
+    )
+    assert both.returncode == 1
+    assert "klsweep: error: estimator=full has no clip" in both.stderr
+    (row,) = SweepFolder(in_tmp / "sweeps/default").plan()
+    assert (row["axes"]["estimator"], SweepFolder(in_tmp / "sweeps/default").run(row["run_id"]).status()["state"]) == (
+        "k1",
+        "done",
+    )
+    one = subprocess.run([*app, *cell, "estimator=full"], cwd=in_tmp, capture_output=True, text=True, timeout=300)
+    assert (one.returncode, one.stderr.count("\n")) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("parallel", "threads", "workers", "per_worker"),
     [(None, None, 6, 1), (2, None, 2, 3), (None, 4, 1, 4), (4, None, 4, 1), (9, None, 9, 1), (2, 5, 2, 5)],
@@ -262,6 +353,14 @@ def test_cfg_job_prints_the_composed_configuration(in_tmp, capsys):
     assert main(["train", "kl.coef=0.25", "--cfg", "job"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["kl"]["coef"] == 0.25
     assert list(in_tmp.iterdir()) == []
+
+
+def test_overrides_and_options_come_in_any_order(in_tmp, capsys):
+    assert main(["plan", "estimator=k1,k3", "--json", "seed=0,1"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["to_run"]) == 4
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "--jsn"])
+    assert stopped.value.code == 2
 
 
 def test_plan_as_json_names_what_is_left_out_and_why(in_tmp, capsys):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from klsweep.config.build import RunSpec
 from klsweep.model.policy import load_policy
 from klsweep.record import RunFolder, read_rows
+from klsweep.rollout import hf
 from klsweep.tracking import Tracker
 from klsweep.training.checkpoint import load_checkpoint
 from klsweep.training.evaluate import pass_at_k, summary
@@ -102,6 +103,38 @@ def test_micro_batches_change_nothing_but_rounding(tmp_path):
         for key in ("loss", "loss/kl", "grad_norm", "kl/full_sequence", "reward/mean"):
             if key in one:
                 assert one[key] == pytest.approx(other[key], rel=1e-5, abs=1e-6), key  # float32
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["placement=none"], ["placement=none", "estimator=k3", "clip=fixed", "kl.coef=0.7"]),
+        (["placement=none"], ["placement=loss", "estimator=full", "clip=fixed", "kl.coef=0"]),
+        (
+            ["clip=fixed", "clip.tau=0.1", "clip.mode=hard", "kl.coef=1.0"],
+            ["clip=fixed", "clip.tau=0.1", "clip.mode=straight_through", "kl.coef=1.0"],
+        ),
+        (
+            ["placement=loss", "placement.level=token", "kl.coef=1.0"],
+            ["placement=loss", "placement.level=sequence", "kl.coef=1.0"],
+        ),
+    ],
+)
+def test_cells_that_collapse_into_one_write_the_same_bytes(tmp_path, one, other):
+    pair = [run(tmp_path, name, *cell, "train.lr=2e-3")[1] for name, cell in (("one", one), ("other", other))]
+    assert pair[0].metrics.read_bytes() == pair[1].metrics.read_bytes()
+    assert weights(pair[0]) == weights(pair[1])
+
+
+def test_a_prompt_that_comes_twice_in_a_batch_is_answered_anew(tmp_path):
+    few = ["task.train_prompts=2", "train.prompts_per_update=8", "train.updates=1"]
+    responses = []
+    draw = hf.draw_tokens
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hf, "draw_tokens", lambda *a: responses.append(draw(*a)) or responses[-1])
+        run(tmp_path, "run", *few)
+    first = next(r[0] for r in responses if len(r[0]) == 32).view(8, 4)  # [prompt, sample], first tokens of the batch
+    assert len({tuple(row) for row in first.tolist()}) > 2
 
 
 def test_paired_cells_see_the_same_prompts_and_first_samples(tmp_path):
@@ -198,7 +231,7 @@ def test_warm_up_is_linear():
 @pytest.mark.parametrize(
     ("overrides", "cause"),
     [
-        (["train.max_kl=0.02", "train.lr=1e-2", "placement=none"], "is beyond train.max_kl=0.02"),
+        (["train.max_kl=0.02", "train.lr=1e-2", "placement=none"], "kl/full_sequence = "),
         (["train.min_reward=0.999"], "is below train.min_reward=0.999"),
         (["train.lr=1e20", "placement=none"], "not finite"),
     ],

@@ -8,9 +8,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import NonNegativeInt, ValidationError
+from pydantic import ValidationError
 
-from klsweep.component import component, used_fields
+from klsweep.component import Seed, component, used_fields
 from klsweep.errors import BadInput
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Root:
     """The fields at the top of the configuration that belong to no group."""
 
     name: str
-    seed: NonNegativeInt
+    seed: Seed
     sweep_dir: str
     plugins: list[str]
 
@@ -67,6 +67,16 @@ NODES = tuple(field.name for field in dataclasses.fields(RunSpec) if field.name 
 GRID_FIELDS = ("grid", "exclude", "choices")
 
 
+# What the choices of an axis have in common. Named, not imported: these modules need torch.
+BASES = {
+    "estimator": "klsweep.objective.kl.Estimator",
+    "placement": "klsweep.objective.placement.Placement",
+    "clip": "klsweep.objective.clip.Clip",
+    "sampling": "klsweep.rollout.buffer.Sampling",
+    "algorithm": "klsweep.objective.advantage.Algorithm",
+}
+
+
 class Builder:
     """Builds run specs; equal nodes are built once, so a thousand cells cost little more than their differences."""
 
@@ -78,7 +88,7 @@ class Builder:
         unknown = sorted(set(config) - set(ROOT_FIELDS) - set(NODES) - set(GRID_FIELDS))
         if unknown:
             raise BadInput(f"{unknown[0]}: unknown key (choose from {', '.join(sorted((*ROOT_FIELDS, *NODES)))})")
-        root = self._component(Root, {name: config[name] for name in ROOT_FIELDS}, "")
+        root = self._component(Root, {name: config[name] for name in ROOT_FIELDS if name in config}, "")
         allowed = ("klsweep", *root.plugins)
         return RunSpec(root, **{name: self.node(config.get(name), name, allowed) for name in NODES})
 
@@ -95,6 +105,9 @@ class Builder:
         values = {name: self._child(value, f"{path}.{name}", allowed) for name, value in node.items()}
         target = values.pop("_target_", None)
         cls = find_target(target, f"{path}._target_", allowed)
+        base = find_target(BASES[path], path, ("klsweep",)) if path in BASES else object
+        if not issubclass(cls, base) or cls is base:
+            raise BadInput(f"{path}._target_={target!r}: not a choice of {path} (a subclass of {BASES[path]})")
         built = self._component(cls, values, f"{path}.")
         inert = {name: None for name in values if name not in used_fields(cls)}
         return dataclasses.replace(built, **inert) if inert else built

@@ -35,17 +35,15 @@ class Composer:
     def __init__(self, config_dir: Path | None = None) -> None:
         if config_dir is not None and not config_dir.is_dir():
             raise BadInput(f"--config-dir={str(config_dir)!r}: no such folder")
-        self.extra = [] if config_dir is None else [f"hydra.searchpath=[file://{config_dir.resolve()}]"]
+        self.folder = config_dir
+        self.extra = [] if config_dir is None else [f"hydra.searchpath=['file://{config_dir.resolve()}']"]
         self._loader = GlobalHydra.instance().config_loader()
         self._groups = frozenset(self._loader.list_groups("")) - {"hydra"}  # slow in Hydra: asked once
 
     def options(self, group: str) -> list[str]:
         """Choices of a group, sorted."""
-        if self.extra:  # the search path takes effect through composition only
-            path = Path(self.extra[0].removeprefix("hydra.searchpath=[file://").rstrip("]")) / group
-            own = {file.stem for file in path.glob("*.yaml")}
-        else:
-            own = set()
+        # the search path takes effect through composition only
+        own = {file.stem for file in (self.folder / group).glob("*.yaml")} if self.folder else set()
         return sorted(own | set(self._loader.get_group_options(group, ObjectType.CONFIG)))
 
     def is_group(self, key: str) -> bool:
@@ -113,7 +111,10 @@ def sweep_values(override: Override, composer: Composer) -> list[Any]:
     if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
         glob = override.value()
         assert isinstance(glob, Glob)
-        return glob.filter(composer.options(override.key_or_group))
+        options = composer.options(override.key_or_group)
+        if not (chosen := glob.filter(options)):
+            raise BadInput(f"{override.input_line}: matches none of {', '.join(options)}")
+        return chosen
     if not override.is_discrete_sweep():
         raise BadInput(f"{override.input_line}: an interval is no list of values (use a,b,c or range(a,b,step))")
     parser = OverridesParser.create()

@@ -49,7 +49,7 @@ def expand(composer: Composer, overrides: Sequence[str], single: bool = False) -
     """
     parsed = parse_overrides(overrides)
     axes: dict[str, list[Any]] = {}
-    fixed: list[str] = []
+    fixed: dict[str, str] = {}
     for override, text in zip(parsed, overrides, strict=True):
         sweeping = override.is_sweep_override()
         if sweeping and single:
@@ -57,19 +57,18 @@ def expand(composer: Composer, overrides: Sequence[str], single: bool = False) -
         if sweeping and override.key_or_group == "experiment":
             raise BadInput(f"{text}: one experiment at a time (a sweep folder belongs to one)")
         if not sweeping:
-            fixed.append(text)
-        if override.is_add() or override.is_delete() or override.package is not None:
-            if sweeping:
-                raise BadInput(f"{text}: only existing keys can be swept")
-            continue
-        axes[override.key_or_group] = sweep_values(override, composer)
-    base = composer.compose(fixed)
+            fixed[override.key_or_group] = text
+        elif override.is_add() or override.package is not None:
+            raise BadInput(f"{text}: only existing keys can be swept")
+        else:
+            axes[override.key_or_group] = sweep_values(override, composer)
+    base = composer.compose(list(fixed.values()))
     grid = [{}] if single else base.config.get("grid") or [{}]
-    products = [_product(line, i, axes) for i, line in enumerate(grid)]
+    products = [_product(line, i, axes, set(fixed)) for i, line in enumerate(grid)]
     _check_axes(composer, base, products)
     points = _distinct(point for product in products for point in _points(product))
     excludes = base.config.get("exclude") or []
-    nodes = _ChoiceNodes(composer, fixed, base, {key for product in products for key in product})
+    nodes = _ChoiceNodes(composer, list(fixed.values()), base, {key for product in products for key in product})
     kept, excluded = [], []
     for point in points:
         cell = nodes.cell(point)
@@ -79,17 +78,18 @@ def expand(composer: Composer, overrides: Sequence[str], single: bool = False) -
         else:
             excluded.append(Exclusion(point, reason))
     raw = sum(len(list(_points(product))) for product in products)
-    return Expansion(raw, kept, excluded, frozenset(axes) | {key for product in products for key in product})
+    return Expansion(raw, kept, excluded, frozenset(fixed) | {key for product in products for key in product})
 
 
-def _product(line: Any, index: int, axes: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def _product(line: Any, index: int, axes: dict[str, list[Any]], fixed: set[str]) -> dict[str, list[Any]]:
+    """One product of the grid, less what the command line fixed, with the axes it sweeps."""
     if not isinstance(line, dict):
         raise BadInput(f"grid[{index}]={line!r}: expected a mapping from axis to list of values")
     product = {key: value if isinstance(value, list) else [value] for key, value in line.items()}
     empty = [key for key, values in product.items() if not values]
     if empty:
         raise BadInput(f"grid[{index}].{empty[0]}=[]: expected at least one value")
-    return {**product, **{key: values for key, values in axes.items() if key != "experiment"}}
+    return {**{key: values for key, values in product.items() if key not in fixed}, **axes}
 
 
 def _points(product: dict[str, list[Any]]) -> Iterator[Point]:
@@ -155,7 +155,7 @@ class _ChoiceNodes:
         """With its interpolations filled in, if none of them refers to an axis: then they are the same in all cells."""
         text = json.dumps(composed.config)
         references = set(re.findall(r"\$\{([^}]*)\}", text))
-        varies = any(ref.split(".")[0] == axis.split(".")[0] for ref in references for axis in self._axes)
+        varies = any(ref.split(".")[0] in ("", axis.split(".")[0]) for ref in references for axis in self._axes)
         simple = all(re.fullmatch(r"[\w.]+", ref) for ref in references)
         if not references or varies or not simple:
             return composed
@@ -193,8 +193,8 @@ def _with_values(config: dict[str, Any], values: Point) -> dict[str, Any]:
 
 def _excluded_by(excludes: list[Any], cell: Cell) -> str | None:
     for i, rule in enumerate(excludes):
-        if not isinstance(rule, dict) or set(rule) != {"when", "reason"}:
-            raise BadInput(f"exclude[{i}]={rule!r}: expected the keys when and reason")
+        if not isinstance(rule, dict) or set(rule) != {"when", "reason"} or not isinstance(rule["when"], dict):
+            raise BadInput(f"exclude[{i}]={rule!r}: expected when (a mapping) and reason")
         if all(_matches(cell, key, wanted) for key, wanted in rule["when"].items()):
             return str(rule["reason"])
     return None

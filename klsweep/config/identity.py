@@ -11,28 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from klsweep.config.build import NODES, RunSpec
+from klsweep.provenance import science_hash
 from klsweep.tasks.base import fingerprint
 
 VERSION = 1
 
-OPERATIONAL = (
-    "name",
-    "sweep_dir",
-    "plugins",
-    "launcher",
-    "wandb",
-    "eval",
-    "train.micro_batch_size",
-    "train.checkpoint_seconds",
-    "rollout.batch_size",
-    "model.path",  # the content is scientific, see `canonical`
-    "model.revision",
-    "model.attention",
-    "model.device",
-)
+# The longest prefix of a key decides, so a field added below a scientific node is scientific until it is listed.
 SCIENTIFIC = (
     "seed",
-    "model.dtype",
+    "model",
     "estimator",
     "placement",
     "clip",
@@ -40,18 +27,24 @@ SCIENTIFIC = (
     "algorithm",
     "task",
     "reward",
+    "rollout",
     "kl",
-    "train.updates",
-    "train.prompts_per_update",
-    "train.minibatches",
-    "train.lr",
-    "train.warmup_updates",
-    "train.weight_decay",
-    "train.max_grad_norm",
-    "train.max_kl",
-    "train.min_reward",
-    "rollout.temperature",
-    "rollout.top_p",
+    "train",
+)
+OPERATIONAL = (
+    "name",
+    "sweep_dir",
+    "plugins",
+    "launcher",
+    "wandb",
+    "eval",  # results carry an evaluation id of their own
+    "train.micro_batch_size",
+    "train.checkpoint_seconds",
+    "rollout.batch_size",
+    "model.path",  # the content is scientific, see `canonical`
+    "model.revision",
+    "model.attention",
+    "model.device",
 )
 # Values that change nothing. They are left out of the identity, so a field that is added together with its neutral
 # value leaves every earlier id as it was.
@@ -71,6 +64,14 @@ def covers(prefixes: tuple[str, ...], key: str) -> bool:
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
+def is_scientific(key: str) -> bool:
+    """Whether a field decides the result. KeyError for one that is not declared."""
+    declared = [prefix for prefix in (*SCIENTIFIC, *OPERATIONAL) if covers((prefix,), key)]
+    if not declared:
+        raise KeyError(f"{key} is declared neither scientific nor operational")
+    return max(declared, key=len) in SCIENTIFIC
+
+
 def canonical(spec: RunSpec) -> Canonical:
     """The scientific fields as a flat mapping from dotted key to value; a node's own key holds its class.
 
@@ -79,7 +80,7 @@ def canonical(spec: RunSpec) -> Canonical:
     flat: Canonical = {"seed": spec.root.seed}
     for name in NODES:
         flat.update(_flatten(getattr(spec, name), name))
-    flat = {key: value for key, value in flat.items() if covers(SCIENTIFIC, key)}
+    flat = {key: value for key, value in flat.items() if is_scientific(key)}
     flat["model.content"] = spec.model.content()
     flat["task.data"] = fingerprint(spec.task)
     flat = _without_inert(flat, spec)
@@ -87,7 +88,7 @@ def canonical(spec: RunSpec) -> Canonical:
 
 
 def _flatten(component: Any, path: str) -> Canonical:
-    """A component's class and non-null fields. Floats and ints of equal value are one."""
+    """A component's class and non-null fields."""
     cls = type(component)
     tag = cls.__name__ if cls.__module__.startswith("klsweep.") else f"{cls.__module__}.{cls.__name__}"
     flat: Canonical = {path: tag}
@@ -99,7 +100,7 @@ def _flatten(component: Any, path: str) -> Canonical:
             for key, child in value.items():
                 flat.update(_flatten(child, f"{path}.{field.name}.{key}"))
         elif value is not None:
-            flat[f"{path}.{field.name}"] = float(value) if field.type is float else value
+            flat[f"{path}.{field.name}"] = value
     return flat
 
 
@@ -112,13 +113,17 @@ def _without_inert(flat: Canonical, spec: RunSpec) -> Canonical:
             del flat[key]
 
     placement = spec.placement
+    if flat.get("placement.baseline") == "auto":
+        flat["placement.baseline"] = "inside" if placement.credit == "sequence" else "outside"
     if spec.kl.is_zero or not (placement.in_reward or placement.in_loss):
         drop("estimator", "clip", "kl", "placement")
         flat["placement"] = "NoKL"
+    if flat.get("estimator") == "K1":
+        drop("placement.level")  # a sum of ℓ_t is the ℓ of the sum
+    if flat["algorithm"] == "Reinforce":
+        drop("placement.baseline")  # there is none to be inside or outside of
     if not placement.in_loss:
         drop("clip.mode")  # a charge is detached: there is no gradient to pass straight through
-    if flat.get("placement.baseline") == "auto":
-        flat["placement.baseline"] = "inside" if placement.credit == "sequence" else "outside"
     if spec.kl.schedule == "constant":
         drop("kl.final_coef")
     if spec.train.minibatches == 1:
@@ -148,8 +153,9 @@ def eval_id(spec: RunSpec) -> str:
 
 
 def base_eval_id(spec: RunSpec) -> str:
-    """Id of the base model's evaluation, shared by every run that starts from that model."""
-    return _id("b", {"eval": eval_id(spec), "model": spec.model.content(), "dtype": spec.model.dtype})
+    """Id of the base model's evaluation by this code, shared by every run that starts from that model."""
+    base = {"eval": eval_id(spec), "model": spec.model.content(), "dtype": spec.model.dtype}
+    return _id("b", {**base, "code": science_hash()})
 
 
 def _id(kind: str, content: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ def hard_clip(log_ratio: Tensor, tau: float) -> Tensor:
 
 def straight_through_clip(log_ratio: Tensor, tau: float) -> Tensor:
     """ℓ + sg(clip(ℓ, −τ, τ) − ℓ): the clipped value with the gradient of ℓ. Any shape; nats."""
-    return log_ratio + (log_ratio.clamp(-tau, tau) - log_ratio).detach()
+    return log_ratio.clamp(-tau, tau).detach() + (log_ratio - log_ratio.detach())  # + 0.0: the value is exact
 
 
 @component

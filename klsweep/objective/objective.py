@@ -8,9 +8,10 @@ from torch import Tensor
 from klsweep.objective.advantage import Algorithm
 from klsweep.objective.clip import Clip
 from klsweep.objective.kl import Estimator
-from klsweep.objective.placement import KLTerm, Placement
+from klsweep.objective.placement import KLTerm, NoKL, Placement
 from klsweep.objective.policy_loss import clipped_surrogate
 from klsweep.objective.reduce import weighted_sum
+from klsweep.objective.schedule import KL
 
 
 class Undefined(ValueError):
@@ -38,8 +39,13 @@ class Objective:
     algorithm: Algorithm
 
     def __post_init__(self) -> None:
-        if self.placement.in_reward or self.placement.in_loss:
+        if self.has_kl:
             _refuse_undefined(self.estimator, self.placement, self.clip)
+
+    @property
+    def has_kl(self) -> bool:
+        """True if a KL term enters anywhere."""
+        return self.placement.in_reward or self.placement.in_loss
 
     @property
     def _kl(self) -> KLTerm:
@@ -95,6 +101,13 @@ class Objective:
         """
         sums = terms.policy + beta * terms.kl
         return weighted_sum(sums, lengths, self.algorithm.aggregation, max_length, weights) / count
+
+
+def build_objective(estimator: Estimator, placement: Placement, clip: Clip, algorithm: Algorithm, kl: KL) -> Objective:
+    """The objective of a configuration; where β is 0 throughout it has no KL term, whatever the other axes say."""
+    if kl.is_zero:
+        placement = NoKL(credit=None, baseline=None, level=None)
+    return Objective(estimator, placement, clip, algorithm)
 
 
 def masked(values: Tensor, mask: Tensor) -> Tensor:

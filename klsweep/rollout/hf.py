@@ -17,7 +17,8 @@ from klsweep.rollout.engine import Generation
 
 @component
 class HF:
-    """The `rollout=hf` node. `batch_size`: most sequences decoded at once (memory only; results do not change)."""
+    """The `rollout=hf` node. `batch_size`: most sequences decoded at once, though never less than one
+    prompt's samples (memory only; results do not change)."""
 
     temperature: PositiveFloat
     top_p: Annotated[float, Gt(0), Le(1)]

@@ -20,7 +20,8 @@ class Stream(IntEnum):
 def uniforms(seed: int, stream: Stream, update: int, prompts: Sequence[int], samples: int, length: int) -> np.ndarray:
     """One uniform in [0, 1) per token of each of `samples` responses to each prompt.
 
-    Philox with key (seed, stream) and counter (·, update, prompt, sample). Returns ``[prompts × samples, length]``
+    Philox with key (seed, stream) and counter (·, update, prompt, sample); `prompts` are places in a batch or suite, so
+    that a prompt that comes twice in a batch is answered anew. Returns ``[prompts × samples, length]``
     float64, a prompt's samples adjacent.
     """
     rows = [

@@ -1,7 +1,8 @@
 """What a plan may say beforehand: which KL terms take the same gradient in expectation.
 
-From the identities E_π[∇log π] = 0 and ∇E_π[k] = E_π[k ∇log π] + E_π[∇k]. They hold on policy, for one optimiser step
-per batch, and an aggregation whose normaliser does not depend on the responses; elsewhere nothing is claimed.
+From the identities E_π[∇log π] = 0 and ∇E_π[k] = E_π[k ∇log π] + E_π[∇k]. They hold on policy without
+truncated sampling, for one optimiser step per batch, and an aggregation whose normaliser does not depend on the
+responses; elsewhere nothing is claimed.
 """
 
 from klsweep.config.identity import Canonical
@@ -13,7 +14,8 @@ LOCAL = "the token-local part of the KL gradient"
 def expected_gradient(flat: Canonical) -> str | None:
     """Name of the expected gradient of a canonical configuration's KL term ("zero" for none), None if unclaimed."""
     exact_normaliser = flat.get("algorithm.aggregation") in ("seq-sum", "fixed")
-    if flat["sampling"] != "OnPolicy" or "train.minibatches" in flat or not exact_normaliser:
+    truncated = "rollout.top_p" in flat  # the sampler is then not π, and E_μ[∇log π] is not 0
+    if flat["sampling"] != "OnPolicy" or "train.minibatches" in flat or truncated or not exact_normaliser:
         return None
     placement, estimator = flat["placement"], flat.get("estimator")
     level, credit = flat.get("placement.level"), flat.get("placement.credit")
@@ -24,10 +26,10 @@ def expected_gradient(flat: Canonical) -> str | None:
         in_reward = placement == "InReward" and estimator == "K1" and unshrunk
         in_loss = placement == "InLoss" and estimator == "K2" and flat["clip.mode"] == "straight_through"
         return f"the KL gradient clipped at τ={flat['clip.tau']:g}" if in_reward or in_loss else None
+    if placement == "InLoss" and estimator == "K1":
+        return "zero"
     if placement == "InLoss":
         return {
-            ("K1", "token"): "zero",
-            ("K1", "sequence"): "zero",
             ("K2", "sequence"): EXACT,
             ("K2", "token"): LOCAL,
             ("Full", "token"): LOCAL,

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from klsweep.config.build import Builder
-from klsweep.config.identity import canonical
+from klsweep.config.identity import canonical, eval_id
 from klsweep.provenance import environment, science_hash
 from klsweep.record import Row, RunFolder, write_json
 
@@ -45,14 +45,15 @@ def _train(folder: RunFolder, should_stop: Callable[[], bool], on_update: OnUpda
 
     config = yaml.load(folder.config.read_text(), Loader=yaml.CSafeLoader)
     spec = Builder().run_spec(config)
+    folder.write_status({**folder.status(), "eval_id": eval_id(spec)})
     write_json(folder.environment, {**environment(), "threads": torch.get_num_threads()})
     sweep = folder.path.parent.parent
     tracker = Tracker.start(
         spec.wandb,
         folder.path,
-        folder.run_id,
+        f"{sweep.name}-{folder.run_id}",
         sweep.name,
-        {**{f"choice.{k}": v for k, v in config.get("choices", {}).items()}, **canonical(spec)},
+        {**{f"choice.{k}": v for k, v in config["choices"].items()}, **canonical(spec)},
     )
     try:
         outcome = train(spec, folder, sweep / "artifacts", tracker, should_stop, on_update)

@@ -76,9 +76,10 @@ def launch(launcher: Local, folders: Sequence[RunFolder], on_update: OnUpdate, o
                 else:
                     on_end(worker.folder, *content)
                     _give(worker, queue)
-    finally:  # on an interrupt, workers are still busy
+    finally:  # on an interrupt, workers are still busy, or waiting for a run that will not come
         for worker in workers:
             worker.process.terminate()
+            worker.connection.close()
         for worker in workers:
             worker.process.join()
         signal.signal(signal.SIGTERM, before)
@@ -147,7 +148,7 @@ def _work(connection: Connection, threads: int) -> None:
     while not stopping:
         try:
             folder = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         if folder is None:
             return

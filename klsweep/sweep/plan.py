@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 
+from klsweep.cells import describe
 from klsweep.config.build import Builder, RunSpec
-from klsweep.config.compose import Composer
+from klsweep.config.compose import Composer, parse_overrides
 from klsweep.config.grid import Cell, Exclusion, Expansion, expand
 from klsweep.config.identity import NEUTRAL, Canonical, canonical, cell_id, covers, eval_id, run_id
 from klsweep.errors import BadInput
-from klsweep.objective.objective import Objective, Undefined
-from klsweep.record import FINISHED, Row, SweepFolder, read_rows, write_text
-from klsweep.sweep.describe import describe
+from klsweep.objective.objective import Undefined, build_objective
+from klsweep.record import FINISHED, Row, SweepFolder, append_text, read_rows, write_text
 from klsweep.sweep.expectation import expected_gradient
 from klsweep.tasks.base import shared_prompts
 
@@ -40,7 +40,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command asks for. raw − excluded − collapsed = runs; `finished` of them need no work."""
+    """What a command asks for. raw − excluded − collapsed = runs; those `finished` or `running` need no work."""
 
     folder: SweepFolder
     overrides: list[str]
@@ -49,11 +49,16 @@ class Plan:
     collapsed: int
     runs: list[PlannedRun]
     finished: frozenset[str]
+    running: frozenset[str]
     notes: list[str]
 
     @property
     def to_run(self) -> list[PlannedRun]:
-        return [run for run in self.runs if run.run_id not in self.finished]
+        return [run for run in self.runs if run.run_id not in self.finished | self.running]
+
+    def names(self) -> dict[str, str]:
+        """Each cell in words, by cell id."""
+        return describe([run.row for run in self.runs])
 
     def seconds_per_run(self) -> float | None:
         """Median seconds in the updates of this plan's finished runs, all attempts; None if there are none."""
@@ -71,9 +76,10 @@ def make_plan(composer: Composer, overrides: Sequence[str], single: bool = False
     return _plan(expand(composer, overrides, single), list(overrides), single)
 
 
-def plan_cell(cell: Cell) -> Plan:
-    """The plan of one cell that was composed elsewhere."""
-    return _plan(Expansion(raw=1, cells=[cell], excluded=[], given=frozenset()), [], single=True)
+def plan_cell(cell: Cell, overrides: Sequence[str]) -> Plan:
+    """The plan of one cell that was composed elsewhere, from `overrides`."""
+    given = frozenset(override.key_or_group for override in parse_overrides(overrides))
+    return _plan(Expansion(raw=1, cells=[cell], excluded=[], given=given), list(overrides), single=True)
 
 
 def _plan(expansion: Expansion, overrides: list[str], single: bool) -> Plan:
@@ -83,20 +89,21 @@ def _plan(expansion: Expansion, overrides: list[str], single: bool) -> Plan:
     for cell in expansion.cells:
         spec = builder.run_spec(cell.config)
         try:
-            Objective(spec.estimator, spec.placement, spec.clip, spec.algorithm)
+            build_objective(spec.estimator, spec.placement, spec.clip, spec.algorithm, spec.kl)
         except Undefined as reason:
             if single:
                 raise BadInput(str(reason)) from reason
             excluded.append(Exclusion(cell.point, str(reason)))
             continue
-        run = _planned(cell, spec)
+        run = _planned(cell, spec, expansion.given)
         runs.setdefault(run.run_id, run)
     planned = list(runs.values())
     if not planned:
         reasons = "; ".join(sorted({exclusion.reason for exclusion in excluded}))
         raise BadInput(f"nothing to run: all {expansion.raw} cells are excluded ({reasons})")
     folder = _sweep_folder(expansion.cells)
-    finished = frozenset(r.run_id for r in planned if folder.run(r.run_id).status()["state"] in FINISHED)
+    statuses = {run.run_id: folder.run(run.run_id).status() for run in planned}
+    finished = frozenset(run_id for run_id, status in statuses.items() if status["state"] in FINISHED)
     return Plan(
         folder=folder,
         overrides=overrides,
@@ -105,13 +112,20 @@ def _plan(expansion: Expansion, overrides: list[str], single: bool) -> Plan:
         collapsed=expansion.raw - len(excluded) - len(planned),
         runs=planned,
         finished=finished,
-        notes=[*_inert_notes(expansion, planned), *_expectation_notes(planned)],
+        running=frozenset(run_id for run_id, status in statuses.items() if status["state"] == "running"),
+        notes=[
+            *_inert_notes(expansion, planned),
+            *_expectation_notes(planned),
+            *_evaluation_notes(planned, statuses),
+        ],
     )
 
 
 def write_plan(plan: Plan) -> None:
     """Write the sweep folder: `plan.jsonl`, what was asked for, and each unfinished run's resolved `config.yaml`."""
-    plan.folder.extend_plan(run.row for run in plan.runs)
+    known = {row["run_id"] for row in plan.folder.plan()}
+    settled = (plan.finished | plan.running) & known  # their rows say how they were run, not how they would be today
+    plan.folder.extend_plan(run.row for run in plan.runs if run.run_id not in settled)
     _record_launch(plan)
     for run in plan.to_run:
         folder = plan.folder.run(run.run_id)
@@ -130,11 +144,10 @@ def _record_launch(plan: Plan) -> None:
         "runs": len(plan.runs),
         "finished_before": len(plan.finished),
     }
-    earlier = plan.folder.launches.read_text() if plan.folder.launches.exists() else ""
-    write_text(plan.folder.launches, earlier + yaml.dump([launch], Dumper=yaml.CSafeDumper, sort_keys=False))
+    append_text(plan.folder.launches, yaml.dump([launch], Dumper=yaml.CSafeDumper, sort_keys=False))
 
 
-def _planned(cell: Cell, spec: RunSpec) -> PlannedRun:
+def _planned(cell: Cell, spec: RunSpec, given: frozenset[str]) -> PlannedRun:
     for name, suite in spec.eval.suites.items():
         if shared := shared_prompts(spec.task, suite):
             raise BadInput(
@@ -142,25 +155,30 @@ def _planned(cell: Cell, spec: RunSpec) -> PlannedRun:
                 f"task={cell.choices['task']}"
             )
     flat = canonical(spec)
+    neutral = {key: value for key, value in NEUTRAL.items() if key.split(".")[0] in flat}  # inert nodes are absent
     row = {
         "run_id": run_id(flat),
         "cell_id": cell_id(flat),
         "eval_id": eval_id(spec),
         "seed": spec.root.seed,
         "updates": spec.train.updates,
-        "axes": _labels(cell, spec, flat),
+        "axes": _labels(cell, spec, flat, given),
         "kl_coef": flat.get("kl.coef"),
-        "fields": {k: v for k, v in flat.items() if "." in k and k != "kl.coef"},
-        "suites": {name: "in" if name == cell.choices["task"] else "out" for name in spec.eval.suites},
+        "fields": {k: v for k, v in (neutral | flat).items() if "." in k and k != "kl.coef"},
+        "suites": {
+            name: "in" if suite.eval_items() == spec.task.eval_items() else "out"
+            for name, suite in spec.eval.suites.items()
+        },
     }
     model = {**cell.config["model"], "revision": spec.model.pinned_revision()}  # `main` may move before the run starts
     return PlannedRun(row, {**cell.config, "model": model}, spec, flat)
 
 
-def _labels(cell: Cell, spec: RunSpec, flat: Canonical) -> dict[str, str | None]:
+def _labels(cell: Cell, spec: RunSpec, flat: Canonical, given: frozenset[str]) -> dict[str, str | None]:
     """The choice taken on each axis, None where it is inert, and the name of what it comes to where two are equal."""
     labels = {axis: cell.choices.get(axis) if axis in flat else None for axis in AXES}
-    labels["model"] = cell.choices["model"]
+    if "model.path" in given:
+        labels["model"] = spec.model.path
     if flat["placement"] == "NoKL":
         labels["placement"] = "none"
     if spec.sampling.lag == 0:
@@ -173,6 +191,23 @@ def _sweep_folder(cells: list[Cell]) -> SweepFolder:
     if len(folders) > 1:
         raise BadInput(f"sweep_dir={','.join(folders)}: a sweep has one folder, sweep_dir cannot be an axis")
     return SweepFolder(Path(folders[0]))
+
+
+def _evaluation_notes(runs: list[PlannedRun], statuses: dict[str, Row]) -> list[str]:
+    """How many finished runs were evaluated otherwise. BadInput if a run that has begun would be."""
+    other = [r for r in runs if statuses[r.run_id].get("eval_id") not in (None, r.row["eval_id"])]
+    begun = [run for run in other if statuses[run.run_id]["state"] not in FINISHED]
+    if begun:
+        raise BadInput(
+            f"eval: run {begun[0].run_id} has begun with other evaluation settings "
+            f"({statuses[begun[0].run_id]['eval_id']}, not {begun[0].row['eval_id']}): finish it with those, "
+            "or give another sweep_dir"
+        )
+    notes = [f"{len(other)} finished runs were evaluated with other settings and stay as they are"] if other else []
+    alone = sum("in" not in run.row["suites"].values() for run in runs)
+    if alone:
+        notes.append(f"{alone} runs have no suite with their task's evaluation prompts: nothing in distribution")
+    return notes
 
 
 def _inert_notes(expansion: Expansion, runs: list[PlannedRun]) -> list[str]:
@@ -191,13 +226,14 @@ def _is_neutral(key: str, runs: list[PlannedRun]) -> bool:
 
 def _expectation_notes(runs: list[PlannedRun]) -> list[str]:
     """Cells whose KL term has the same gradient in expectation, and those where it is zero."""
+    names = describe([run.row for run in runs])
     groups: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for run in runs:
         gradient = expected_gradient(run.canonical)
         if gradient is not None:
             same = ("estimator", "placement", "clip", "seed")
             rest = repr([(k, v) for k, v in run.canonical.items() if not covers(same, k)])
-            groups[gradient, rest][run.row["cell_id"]] = describe(run.row)
+            groups[gradient, rest][run.row["cell_id"]] = names[run.row["cell_id"]]
     notes = []
     for (gradient, _), cells in groups.items():
         names = "; ".join(cells.values())

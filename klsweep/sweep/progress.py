@@ -8,8 +8,7 @@ from rich.live import Live
 from rich.text import Text
 
 from klsweep.record import Row, RunFolder
-from klsweep.sweep.describe import describe
-from klsweep.sweep.plan import PlannedRun
+from klsweep.sweep.plan import Plan
 
 PLAIN_SECONDS = 10.0  # between lines where the output is no terminal
 
@@ -17,8 +16,9 @@ PLAIN_SECONDS = 10.0  # between lines where the output is no terminal
 class SweepProgress:
     """A live display on a terminal, a line now and then elsewhere. Use as a context manager."""
 
-    def __init__(self, runs: list[PlannedRun], console: Console) -> None:
-        self._runs = {run.run_id: run.row for run in runs}
+    def __init__(self, plan: Plan, console: Console) -> None:
+        self._runs = {run.run_id: run.row for run in plan.to_run}
+        self._names = plan.names()
         self._console = console
         self._live = Live(console=console, transient=True) if console.is_terminal else None
         self._active: dict[str, Row] = {}
@@ -46,7 +46,7 @@ class SweepProgress:
         self._ended += 1
         self._active.pop(folder.run_id, None)
         self._updates_done[folder.run_id] = self._runs[folder.run_id]["updates"]
-        if status["state"] not in ("done",):
+        if status["state"] != "done":
             cause = status.get("cause") or ""
             self._console.print(
                 Text(f"{status['state']}: {self._name(folder.run_id)}: {cause} ({folder.path})", style="red")
@@ -75,9 +75,9 @@ class SweepProgress:
         row = self._active[run_id]
         figures = f"update {row['update']}/{self._runs[run_id]['updates']}"
         if "reward/mean" in row:
-            figures += f"  reward {row['reward/mean']:.3f}  KL {row['kl/k1_sequence']:.3f}"
+            figures += f"  reward {row['reward/mean']:.3f}  KL {row['kl/full_sequence']:.3f}"
         return Text(f"  {self._name(run_id)}: {figures}")
 
     def _name(self, run_id: str) -> str:
         row = self._runs[run_id]
-        return f"{describe(row)} seed {row['seed']}"
+        return f"{self._names[row['cell_id']]} seed {row['seed']}"

@@ -1,5 +1,6 @@
 """Carrying out a plan on this machine."""
 
+from klsweep.record import FINISHED
 from klsweep.sweep.launch_local import launch
 from klsweep.sweep.plan import Plan, write_plan
 from klsweep.sweep.progress import SweepProgress
@@ -13,11 +14,12 @@ def run_plan(plan: Plan) -> int:
     if not plan.to_run:
         return 0
     launcher = plan.to_run[0].spec.launcher
-    with SweepProgress(plan.to_run, console(stderr=True)) as progress:
+    with SweepProgress(plan, console(stderr=True)) as progress:
 
         def on_end(folder, status) -> None:
             states.append(status["state"])
             progress.on_end(folder, status)
 
         launch(launcher, [plan.folder.run(run.run_id) for run in plan.to_run], progress.on_update, on_end)
-    return sum(state not in ("done", "diverged") for state in states)
+    # running: another launcher took it between our look and our claim
+    return sum(state not in (*FINISHED, "running") for state in states)

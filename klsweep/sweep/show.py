@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from klsweep.sweep.describe import describe
+from klsweep.cells import describe
 from klsweep.terminal import console
 
 if TYPE_CHECKING:
@@ -25,18 +25,20 @@ def print_status(status: dict[str, Any]) -> None:
     table = Table(box=None, header_style="bold")
     for column in ("run", "cell", "seed", "state", "update", "cause"):
         table.add_column(column, overflow="fold" if column == "cause" else "ellipsis", no_wrap=column != "cause")
+    names = describe(status["runs"])
     for run in rows:
         update = "-" if run["update"] is None else f"{run['update']}/{run['updates']}"
-        table.add_row(run["run_id"], describe(run), str(run["seed"]), run["state"], update, run["cause"] or "")
+        table.add_row(run["run_id"], names[run["cell_id"]], str(run["seed"]), run["state"], update, run["cause"] or "")
     out.print(table)
 
 
 def print_plan(plan: Plan, with_cells: bool) -> None:
     """raw → excluded → collapsed → done → to run, notes, cost, and with `with_cells` a row per cell."""
     out = console()
+    running = f"{len(plan.running)} running elsewhere, " if plan.running else ""
     out.print(
         f"[bold]{plan.folder.path}[/]: {plan.raw} raw − {len(plan.excluded)} excluded − {plan.collapsed} collapsed "
-        f"= {len(plan.runs)} runs; {len(plan.finished)} done, [bold]{len(plan.to_run)} to run[/]"
+        f"= {len(plan.runs)} runs; {len(plan.finished)} done, {running}[bold]{len(plan.to_run)} to run[/]"
     )
     for reason, count in Counter(e.reason for e in plan.excluded).items():
         out.print(f"  excluded {count}: {reason}", highlight=False)
@@ -47,12 +49,13 @@ def print_plan(plan: Plan, with_cells: bool) -> None:
         table = Table(box=None, header_style="bold")
         for column in ("cell", "configuration", "seeds", "to run"):
             table.add_column(column, no_wrap=True)
+        names = plan.names()
         cells: dict[str, list[PlannedRun]] = {}
         for run in plan.runs:
             cells.setdefault(run.row["cell_id"], []).append(run)
         for cell, runs in cells.items():
-            waiting = sum(run.run_id not in plan.finished for run in runs)
-            table.add_row(cell, describe(runs[0].row), str(len(runs)), str(waiting))
+            waiting = sum(run.run_id not in plan.finished | plan.running for run in runs)
+            table.add_row(cell, names[cell], str(len(runs)), str(waiting))
         out.print(table)
 
 
@@ -64,6 +67,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "excluded": [{"point": e.point, "reason": e.reason} for e in plan.excluded],
         "collapsed": plan.collapsed,
         "finished": sorted(plan.finished),
+        "running": sorted(plan.running),
         "to_run": [run.run_id for run in plan.to_run],
         "notes": plan.notes,
         "runs": [run.row for run in plan.runs],

@@ -25,6 +25,7 @@ def _run_row(sweep: SweepFolder, planned: Row) -> Row:
         "seed": planned["seed"],
         "axes": planned["axes"],
         "kl_coef": planned["kl_coef"],
+        "fields": planned["fields"],
         "state": status["state"],
         "cause": status.get("cause"),
         "attempt": status["attempt"],

@@ -59,8 +59,9 @@ def load_checkpoint(
     A broken one is passed over with a warning, `warn(text)`.
     """
     for checkpoint in reversed(_complete(folder)):
-        state = json.loads((checkpoint / "state.json").read_text())
-        broken = [name for name, digest in state["sha256"].items() if _sha256(checkpoint / name) != digest]
+        state = _state(checkpoint)
+        digests = state.get("sha256", {"state.json": "unreadable"})
+        broken = [name for name, digest in digests.items() if not _is_sound(checkpoint / name, digest)]
         if broken:
             warn(f"checkpoint {checkpoint.name} is damaged ({', '.join(broken)}): trying the one before")
             continue
@@ -78,11 +79,21 @@ def _complete(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("update-*") if (path / "state.json").exists())
 
 
+def _state(checkpoint: Path) -> dict[str, Any]:
+    """Content of `state.json`, empty if it is damaged."""
+    try:
+        return json.loads((checkpoint / "state.json").read_text())
+    except ValueError:
+        return {}
+
+
 def _sha256(file: Path) -> str:
-    if not file.exists():
-        return "missing"
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _is_sound(file: Path, digest: str) -> bool:
+    return file.exists() and _sha256(file) == digest
 
 
 def _optimiser_tensors(network: Any, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

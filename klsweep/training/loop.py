@@ -14,7 +14,7 @@ import torch
 from klsweep.config.build import RunSpec
 from klsweep.config.identity import base_eval_id
 from klsweep.model.policy import load_policy, score
-from klsweep.objective.objective import Objective
+from klsweep.objective.objective import build_objective
 from klsweep.record import RunFolder, append_rows, read_rows, shared_artifact, truncate_rows
 from klsweep.rollout.buffer import RolloutQueue
 from klsweep.rollout.engine import Rollout
@@ -51,7 +51,7 @@ def train(
     """
     settings, algorithm, seed = spec.train, spec.algorithm, spec.root.seed
     temperature, max_length = spec.rollout.temperature, spec.task.max_response_tokens
-    objective = Objective(spec.estimator, spec.placement, spec.clip, algorithm)
+    objective = build_objective(spec.estimator, spec.placement, spec.clip, algorithm, spec.kl)
     network, tokenizer = load_policy(spec.model)
     reference = copy.deepcopy(network).requires_grad_(False)  # before any checkpoint: always the base
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
@@ -76,7 +76,7 @@ def train(
 
     def sample(index: int) -> Rollout:
         prompts = prompt_order(seed, index, settings.prompts_per_update, len(items))
-        draws = uniforms(seed, Stream.ROLLOUT, index, prompts, algorithm.group_size, max_length)
+        draws = uniforms(seed, Stream.ROLLOUT, index, range(len(prompts)), algorithm.group_size, max_length)
         texts = [items[p].prompt for p in prompts]
         generation = sampler.generate(texts, algorithm.group_size, draws, temperature, spec.rollout.top_p)
         responses = tokenizer.batch_decode(generation.tokens.response_ids, skip_special_tokens=True)
@@ -112,7 +112,7 @@ def train(
             save_checkpoint(folder.checkpoints, done, network, optimiser, list(queue.waiting))
             return Outcome("preempted")
         update, clock = done + 1, Clock()
-        beta = spec.kl.beta(update, settings.updates)
+        beta = spec.kl.beta(update, settings.updates) if objective.has_kl else 0.0
         for group in optimiser.param_groups:
             group["lr"] = settings.lr_at(update)
         try:

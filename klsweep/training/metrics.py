@@ -43,7 +43,7 @@ def kl_metrics(scores: Scores, mask: Tensor) -> Metrics:
 def clip_metrics(scores: Scores, mask: Tensor, objective: Objective) -> Metrics:
     """Share of log-ratios beyond the KL clip and E|ℓ − ℓ^τ|, at the level the clip acts on; none without a clip."""
     level = objective.clip.level
-    if level is None:
+    if level is None or not objective.has_kl:
         return {}
     log_ratio = masked(scores.old_logprobs - scores.ref_logprobs, mask)
     if level == "sequence":
@@ -127,7 +127,8 @@ def divergence(metrics: Metrics, max_kl: float | None, min_reward: float | None)
     checks: list[tuple[str, Callable[[float], bool], str]] = [
         ("loss", lambda v: not math.isfinite(v), "is not finite"),
         ("grad_norm", lambda v: not math.isfinite(v), "is not finite"),
-        ("kl/k1_sequence", lambda v: max_kl is not None and not v <= max_kl, f"is beyond train.max_kl={max_kl}"),
+        ("weights_finite", lambda v: v == 0, "(an optimiser step made weights that are not finite)"),
+        ("kl/full_sequence", lambda v: max_kl is not None and not v <= max_kl, f"is beyond train.max_kl={max_kl}"),
         ("reward/mean", lambda v: min_reward is not None and v < min_reward, f"is below train.min_reward={min_reward}"),
     ]
     for name, is_bad, reason in checks:

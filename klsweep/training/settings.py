@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from annotated_types import Gt, Le, Len
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from klsweep.component import component
+from klsweep.component import Seed, component
 
 
 @component
@@ -46,7 +46,7 @@ class Eval:
     pass_at: list[PositiveInt]
     every: NonNegativeInt
     batch_size: PositiveInt
-    seed: NonNegativeInt
+    seed: Seed
 
     def __post_init__(self) -> None:
         too_large = [k for k in self.pass_at if k > self.samples_per_prompt]

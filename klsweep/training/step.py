@@ -48,6 +48,7 @@ class Learner:
             "loss/kl": kl,
             "grad_norm": sum(norms) / len(norms),
             "grad_norm_max": max(norms),
+            "weights_finite": float(all(p.isfinite().all() for p in self.network.parameters())),
             **ratios.metrics(),
         }
 

@@ -1,11 +1,21 @@
 """Which gradient each configuration takes, by enumeration of instance A; figures from an independent computation."""
 
 import pytest
+import torch
 
 from klsweep.objective.kl import K1, K2, K3, Abs, Full
 from klsweep.objective.objective import Objective
 from tests.conftest import algorithm, fixed_clip, no_clip, placed
-from tests.objective.tabular import expected_gradient, instance_a, relative_error, sequence_kl_gradient
+from tests.objective.tabular import (
+    T,
+    chosen,
+    distributions,
+    expected_gradient,
+    instance_a,
+    relative_error,
+    sequence_kl_gradient,
+    sequences,
+)
 
 CLIPPED_REWARD = {0.5: 0.670041, 1.0: 0.378019, 2.0: 0.070440}
 HARD_LOSS = {0.5: 1.006, 1.0: 0.920605, 2.0: 0.331599}
@@ -54,7 +64,20 @@ def test_relative_error_of_the_expected_gradient(estimator, placement, clip, err
     assert relative_error(gradient, sequence_kl_gradient(theta, ref)[1]) == pytest.approx(error, abs=digits)
 
 
-def test_k1_in_loss_has_gradient_exactly_zero_but_not_with_seq_mean_on_unequal_lengths():
+def test_k1_in_loss_has_gradient_zero_unless_the_normaliser_depends_on_the_response():
+    """With a mask that ends a response at its first token 0, seq-mean weights it by 1/T_i: the gradient is not zero."""
     theta, ref = instance_a()
-    objective = Objective(K1(), placed("loss"), no_clip(), algorithm())
-    assert expected_gradient(objective, theta, ref).abs().max().item() < 1e-15
+    y = sequences()
+    mask = torch.cat([torch.ones(len(y), 1), (y[:, :-1] != 0).cumprod(1).float()], 1).double()
+    sizes = {}
+    for aggregation in ("seq-sum", "fixed", "seq-mean"):
+        objective = Objective(K1(), placed("loss"), no_clip(), algorithm(aggregation=aggregation))
+        logprobs = chosen(distributions(theta, y), y)
+        old, ref_logprobs = logprobs.detach(), chosen(distributions(ref, y), y)
+        terms = objective.terms(logprobs, old, ref_logprobs, torch.zeros_like(old), mask)
+        weights = old.sum(1).exp()
+        loss = objective.loss(terms, mask.sum(1), 1.0, weights.sum(), T, weights)
+        sizes[aggregation] = torch.autograd.grad(loss, theta)[0].norm().item()
+    assert sizes["seq-sum"] < 1e-15
+    assert sizes["fixed"] < 1e-15
+    assert sizes["seq-mean"] > 1e-2

@@ -7,7 +7,7 @@ import torch
 
 from klsweep.objective.clip import hard_clip, straight_through_clip
 from klsweep.objective.kl import K1, K2, K3, Abs, Full, exact_token_kl
-from klsweep.objective.objective import Objective, Terms, Undefined, masked
+from klsweep.objective.objective import Objective, Terms, Undefined, build_objective, masked
 from klsweep.objective.placement import to_go
 from klsweep.objective.policy_loss import clipped_surrogate
 from klsweep.objective.reduce import global_count, per_sequence_scale, weighted_sum
@@ -52,6 +52,18 @@ def test_clipped_k3_and_k2_at_one_and_a_half():
     through = _value_and_gradient(lambda x: K3()(straight_through_clip(x, 1.0)), 1.5)
     assert through == pytest.approx((0.367879, 0.632121), abs=1e-6)
     assert _value_and_gradient(lambda x: K2()(straight_through_clip(x, 1.0)), 1.5) == pytest.approx((0.5, 1.0))
+
+
+def test_a_straight_through_clip_has_exactly_the_value_of_a_hard_one():
+    log_ratio = 3 * torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(straight_through_clip(log_ratio, 0.7), hard_clip(log_ratio, 0.7))
+
+
+def test_beta_zero_is_no_kl_whatever_the_other_axes_say():
+    parts = (Full(), placed("loss"), fixed_clip(1.0), algorithm())
+    assert not build_objective(*parts, KL(coef=0.0, schedule="constant", final_coef=0.0)).has_kl
+    with pytest.raises(Undefined):
+        build_objective(*parts, KL(coef=0.1, schedule="constant", final_coef=0.0))
 
 
 def test_a_clip_acts_at_its_own_level_only():
@@ -167,6 +179,14 @@ def test_ratio_clipping_with_bounds_of_its_own(ratio, advantage, loss):
     logprobs, zero = torch.tensor([[math.log(ratio)]]).double(), torch.zeros(1, 1).double()
     result = clipped_surrogate(logprobs, zero, torch.full((1, 1), advantage).double(), 0.3, 0.2)
     assert result.item() == pytest.approx(loss)
+
+
+def test_the_objective_clips_with_the_algorithms_own_bounds():
+    """Ratios 1.5 and 0.5 clipped to [0.7, 1.1]: −min(1.5, 1.1) and −min(−0.5, −0.7)."""
+    objective = Objective(K1(), placed("none"), no_clip(), algorithm(group_size=1, clip=(0.3, 0.1)))
+    logprobs, zeros = torch.tensor([[1.5], [0.5]]).log(), torch.zeros(2, 1)
+    terms = objective.terms(logprobs, zeros, zeros, torch.tensor([[1.0], [-1.0]]), torch.ones(2, 1))
+    assert terms.policy.tolist() == pytest.approx([-1.1, 0.7])
 
 
 def test_aggregations_of_the_worked_example():

@@ -156,6 +156,7 @@ def _start(folder, *arguments: str) -> subprocess.Popen:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a background shell
     )
 
 
@@ -182,12 +183,13 @@ def test_a_killed_worker_is_a_failed_run_and_the_rest_goes_on(in_tmp):
     assert cause == "vanished: the worker process ended with signal SIGKILL"
 
 
-def test_an_interrupt_checkpoints_and_the_same_command_goes_on(in_tmp):
+@pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_checkpoints_and_the_same_command_goes_on(interrupt, in_tmp):
     arguments = [*[a for a in QUICK if "updates" not in a], "train.updates=60", "seed=0,1"]
     launcher = _start(in_tmp, *arguments)
     sweep = SweepFolder(in_tmp / "sweeps/default")
     _wait_until(lambda: len(_running(sweep, 2)) == 2)
-    launcher.send_signal(signal.SIGINT)
+    launcher.send_signal(interrupt)
     assert launcher.wait(timeout=60) == 1
     assert _children(launcher.pid) == []
     statuses = [sweep.run(row["run_id"]).status() for row in sweep.plan()]

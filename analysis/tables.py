@@ -59,7 +59,7 @@ def to_markdown(comparison: Comparison) -> str:
 def print_table(comparison: Comparison) -> None:
     """The table on a terminal, coverage first."""
     out = console()
-    out.print(coverage(comparison), style="bold", highlight=False)
+    out.print(coverage(comparison), style="bold")
     header, rows = _grid(comparison)
     table = Table(box=None, header_style="bold", padding=(0, 1))
     columns = list(zip(header, *rows, strict=True))
@@ -74,7 +74,7 @@ def print_table(comparison: Comparison) -> None:
         table.add_row(*row)
     out.print(table)
     for note in notes(comparison):
-        out.print(note, highlight=False)
+        out.print(note)
 
 
 def _total(widths: list[int]) -> int:

@@ -47,8 +47,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="klsweep", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.description = "Sweeps over KL regularisation in RL fine-tuning: plan, train, evaluate, compare."
+    text = "Sweeps over KL regularisation in RL fine-tuning: plan, train, evaluate, compare."
+    parser = argparse.ArgumentParser(prog="klsweep", description=text)
     parser.add_argument("--version", action="version", version=f"klsweep {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

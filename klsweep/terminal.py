@@ -6,6 +6,8 @@ PIPE_WIDTH = 200  # a pipe has no width of its own: never fold a line for it
 
 
 def console(stderr: bool = False) -> Console:
-    """A console on stdout or stderr."""
-    found = Console(stderr=stderr)
-    return found if found.is_terminal else Console(stderr=stderr, width=PIPE_WIDTH)
+    """A console on stdout or stderr. Text is printed as it is: brackets in a cause or a path are no mark-up."""
+    found = Console(stderr=stderr, markup=False, highlight=False)
+    if not found.is_terminal:
+        found.width = PIPE_WIDTH
+    return found

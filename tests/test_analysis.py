@@ -8,6 +8,8 @@ from klsweep.analysis.compare import compare
 from klsweep.analysis.stats import t_interval
 from klsweep.analysis.tables import coverage, notes, print_table, to_json, to_markdown
 from klsweep.record import Owner, SweepFolder, append_rows, write_json
+from klsweep.sweep.show import print_status
+from klsweep.sweep.status import sweep_status
 
 
 def plan_row(cell: str, seed: int, **axes) -> dict:
@@ -177,6 +179,17 @@ def test_where_the_trained_task_differs_so_does_what_is_in_distribution(sweep):
     header, base = (line for line in to_markdown(comparison).splitlines() if line.startswith(("| est", "| base")))
     assert "| in mean | add | sort | max | out mean |" in header
     assert base.endswith("| 0.400 | 0.500 | 0.300 | – | 0 |  |  |")
+
+
+def test_brackets_are_printed_as_they_are(sweep, capsys):
+    write_run(sweep, {**plan_row("a", 0, model="./[bold]/x"), "fields": {"task.ops": "[red]"}}, "done", 0.8)
+    write_run(sweep, {**plan_row("b", 0, model="./y"), "fields": {"task.ops": "[/]"}}, "failed", None)
+    write_json(sweep.run("b-0").path / "status.json", {**sweep.run("b-0").status(), "cause": "KeyError: [/a] [dim]"})
+    print_table(compare(sweep))
+    print_status(sweep_status(sweep))
+    text = capsys.readouterr().out
+    for shown in ("./[bold]/x", "[red]", "[/]", "KeyError: [/a] [dim]"):
+        assert shown in text
 
 
 def test_an_empty_plan_is_an_empty_table(sweep):

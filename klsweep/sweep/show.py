@@ -18,7 +18,7 @@ def print_status(status: dict[str, Any]) -> None:
     """Counts by state, then the runs that are not done, each with its cause."""
     out = console()
     counts = ", ".join(f"{n} {state}" for state, n in status["counts"].items())
-    out.print(f"[bold]{status['sweep']}[/]: {len(status['runs'])} runs: {counts}")
+    out.print(f"{status['sweep']}: {len(status['runs'])} runs: {counts}", style="bold")
     rows = [run for run in status["runs"] if run["state"] != "done"]
     if not rows:
         return
@@ -37,14 +37,15 @@ def print_plan(plan: Plan, with_cells: bool) -> None:
     out = console()
     running = f"{len(plan.running)} running elsewhere, " if plan.running else ""
     out.print(
-        f"[bold]{plan.folder.path}[/]: {plan.raw} raw − {len(plan.excluded)} excluded − {plan.collapsed} collapsed "
-        f"= {len(plan.runs)} runs; {len(plan.finished)} done, {running}[bold]{len(plan.to_run)} to run[/]"
+        f"{plan.folder.path}: {plan.raw} raw − {len(plan.excluded)} excluded − {plan.collapsed} collapsed "
+        f"= {len(plan.runs)} runs; {len(plan.finished)} done, {running}{len(plan.to_run)} to run",
+        style="bold",
     )
     for reason, count in Counter(e.reason for e in plan.excluded).items():
-        out.print(f"  excluded {count}: {reason}", highlight=False)
+        out.print(f"  excluded {count}: {reason}")
     for note in plan.notes:
-        out.print(f"  note: {note}", highlight=False)
-    out.print(f"  cost: {_cost(plan)}", highlight=False)
+        out.print(f"  note: {note}")
+    out.print(f"  cost: {_cost(plan)}")
     if with_cells:
         table = Table(box=None, header_style="bold")
         for column in ("cell", "configuration", "seeds", "to run"):

@@ -16,6 +16,15 @@ class Wandb:
     entity: str | None
 
 
+def flush() -> None:
+    """Wait until W&B has written what it was given; before a process ends that Python's atexit may not reach."""
+    if wandb := sys.modules.get("wandb"):
+        try:
+            wandb.teardown()
+        except Exception as error:
+            print(f"warning: W&B may not have written everything: {error}", file=sys.stderr, flush=True)
+
+
 class Tracker:
     """One W&B run. Whatever goes wrong in it is one warning; training goes on."""
 

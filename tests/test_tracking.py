@@ -4,7 +4,7 @@ import builtins
 
 import pytest
 
-from klsweep.tracking import Tracker, Wandb
+from klsweep.tracking import Tracker, Wandb, flush
 
 
 def test_offline_writes_real_files_with_flat_keys(tmp_path, monkeypatch):
@@ -14,6 +14,7 @@ def test_offline_writes_real_files_with_flat_keys(tmp_path, monkeypatch):
     )
     tracker.log(0, {"reward/mean": 0.5})
     tracker.finish(0)
+    flush()
     files = list(tmp_path.glob("wandb/offline-run-*-r1-abc/run-r1-abc.wandb"))
     assert len(files) == 1
     content = files[0].read_bytes()

@@ -136,6 +136,7 @@ def _work(connection: Connection, threads: int) -> None:
     import torch
 
     from klsweep.sweep.job import execute
+    from klsweep.tracking import flush
 
     torch.set_num_threads(threads)
 
@@ -145,12 +146,15 @@ def _work(connection: Connection, threads: int) -> None:
         except BrokenPipeError:  # the launcher is gone: nobody will hand out another run
             stop()
 
-    while not stopping:
-        try:
-            folder = connection.recv()
-        except (EOFError, ConnectionResetError):
-            return
-        if folder is None:
-            return
+    while not stopping and (folder := _next(connection)) is not None:
         status = execute(folder, lambda: stopping, lambda update, row: report("update", update, row))
         report("ended", status)
+    flush()
+
+
+def _next(connection: Connection) -> RunFolder | None:
+    """The run that the launcher hands out, None at the end or when the launcher is gone."""
+    try:
+        return connection.recv()
+    except (EOFError, ConnectionResetError):
+        return None

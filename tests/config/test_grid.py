@@ -149,7 +149,8 @@ def test_an_axis_on_the_command_line_replaces_it_in_every_product(in_tmp):
 def test_hydra_grammar_ranges_choices_and_globs():
     with composer() as session:
         assert [c.point["seed"] for c in expand(session, ["seed=range(0,3)"]).cells] == [0, 1, 2]
-        assert [c.point["estimator"] for c in expand(session, ["estimator=glob(k*)"]).cells] == ["k1", "k2", "k3"]
+        globbed = [c.point["sampling"] for c in expand(session, ["sampling=glob(o*_policy)"]).cells]
+        assert globbed == ["off_policy", "on_policy"]
         assert [c.point["kl.coef"] for c in expand(session, ["kl.coef=choice(0.1,0.5)"]).cells] == [0.1, 0.5]
 
 

@@ -43,10 +43,6 @@ class CellResult:
     def planned(self) -> int:
         return sum(self.states.values())
 
-    @property
-    def complete(self) -> bool:
-        return self.n_seeds == self.planned
-
 
 @dataclass(frozen=True)
 class Comparison:

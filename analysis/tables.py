@@ -11,7 +11,6 @@ from klsweep.analysis.stats import Estimate
 from klsweep.cells import varying
 from klsweep.terminal import console
 
-AXES = ("model", "estimator", "placement", "clip", "sampling")
 SHORT = {"clip.tau": "τ", "sampling.async_level": "lag", "placement.credit": "credit", "algorithm.aggregation": "agg."}
 
 Words = list[str]
@@ -22,7 +21,7 @@ def to_json(comparison: Comparison) -> list[dict[str, Any]]:
     return [
         {
             "cell_id": cell.plan["cell_id"],
-            **{axis: cell.plan["axes"][axis] for axis in AXES},
+            **cell.plan["axes"],
             "kl_coef": cell.plan["kl_coef"],
             "n_seeds": cell.n_seeds,
             "states": cell.states,
@@ -99,7 +98,7 @@ def notes(comparison: Comparison) -> Words:
         lines.append(
             f"collapsed k/n: accuracy on the trained task below {COLLAPSE_SHARE:g} of the base's in k of n runs."
         )
-    if not all(cell.complete for cell in comparison.cells):
+    if any(text.endswith("*") for row in _grid(comparison)[1] for text in row):
         lines.append("* mean over fewer runs than planned (see runs).")
     return [*lines, *(f"warning: {text}" for text in comparison.warnings)]
 

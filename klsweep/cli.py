@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     def composing(name: str, command: Any, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES_HELP)
-        sub.add_argument("--config-dir", type=Path, help="a folder of your own YAML files, searched before the shipped")
+        sub.add_argument("--config-dir", type=Path, help="a folder of your own YAML files, beside the shipped ones")
         sub.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
         sub.set_defaults(command=command, multirun=name != "train")
         return sub
@@ -69,9 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="comparison table: a row per cell, mean over seeds, 95 %% t interval")
     for sub, command in ((status, _status), (compare, _compare)):
         sub.add_argument("sweep", type=Path, help="a sweep folder")
-        sub.add_argument("--json", action="store_true", help="print JSON")
+        form = sub.add_mutually_exclusive_group()
+        form.add_argument("--json", action="store_true", help="print JSON")
+        if sub is compare:
+            form.add_argument("--markdown", action="store_true", help="print a Markdown table")
         sub.set_defaults(command=command)
-    compare.add_argument("--markdown", action="store_true", help="print a Markdown table")
     return parser
 
 
@@ -90,8 +92,10 @@ def _make_plan(options: argparse.Namespace) -> "Plan | None":
 def _print_config(session: Any, overrides: list[str]) -> None:
     import yaml
 
-    from klsweep.config.compose import resolve
+    from klsweep.config.compose import parse_overrides, resolve
 
+    if swept := [o.input_line for o in parse_overrides(overrides) if o.is_sweep_override()]:
+        raise BadInput(f"{swept[0]}: --cfg shows one cell (give one value per key)")
     print(yaml.dump(resolve(session.compose(overrides).config), sort_keys=False), end="")
 
 
@@ -110,13 +114,15 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _sweep(options: argparse.Namespace) -> int:
     from klsweep.sweep.run import run_plan
-    from klsweep.sweep.show import print_plan
+    from klsweep.sweep.show import print_notes, print_plan
 
     plan = _make_plan(options)
     if plan is None:
         return OK
     if options.multirun:
         print_plan(plan, with_cells=False)
+    else:
+        print_notes(plan)
     failed = run_plan(plan)
     _print_comparison(plan.folder)
     print(f"run folders: {plan.folder.path / 'runs'}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
@@ -30,11 +31,13 @@ class Composed:
 
 
 class Composer:
-    """One Hydra session over the shipped `conf/` and, first in line, a folder of the user's."""
+    """One Hydra session over the shipped `conf/` and, beside it, a folder of the user's."""
 
     def __init__(self, config_dir: Path | None = None) -> None:
         if config_dir is not None and not config_dir.is_dir():
             raise BadInput(f"--config-dir={str(config_dir)!r}: no such folder")
+        if config_dir is not None:
+            _check_no_shadow(config_dir)
         self.folder = config_dir
         self.extra = [] if config_dir is None else [f"hydra.searchpath=['file://{config_dir.resolve()}']"]
         self._loader = GlobalHydra.instance().config_loader()
@@ -54,7 +57,7 @@ class Composer:
         """Compose with plain Hydra. Raises BadInput with field, value and choices."""
         try:
             config = compose("config", overrides=[*self.extra, *overrides], return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             self._explain(overrides)
             raise BadInput(" ".join(str(error).split())) from error
         choices = dict(config.hydra.runtime.choices)
@@ -81,6 +84,13 @@ class Composer:
         options = self.options(group)
         if value not in options:
             raise BadInput(f"{group}={value!r}: choose from {', '.join(options)}")
+
+
+def _check_no_shadow(folder: Path) -> None:
+    """BadInput for a file that has the name of a shipped one: Hydra would silently take the shipped one."""
+    for file in sorted(folder.glob("*.yaml")) + sorted(folder.glob("*/*.yaml")):
+        if (CONF / file.relative_to(folder)).exists():
+            raise BadInput(f"--config-dir: {file.relative_to(folder)} has the name of a shipped file: rename it")
 
 
 @contextmanager

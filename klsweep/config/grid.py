@@ -52,6 +52,8 @@ def expand(composer: Composer, overrides: Sequence[str], single: bool = False) -
     fixed: dict[str, str] = {}
     for override, text in zip(parsed, overrides, strict=True):
         sweeping = override.is_sweep_override()
+        if composer.is_group(override.key_or_group) and not sweeping and not override.is_delete():
+            _check_single_choice(override.key_or_group, override.value())
         if sweeping and single:
             raise BadInput(f"{text}: train runs one cell (for several: `klsweep sweep …` or `klsweep train -m …`)")
         if sweeping and override.key_or_group == "experiment":
@@ -79,6 +81,15 @@ def expand(composer: Composer, overrides: Sequence[str], single: bool = False) -
             excluded.append(Exclusion(point, reason))
     raw = sum(len(list(_points(product))) for product in products)
     return Expansion(raw, kept, excluded, frozenset(fixed) | {key for product in products for key in product})
+
+
+def _check_single_choice(group: str, value: Any) -> None:
+    """BadInput for `group=[a,b]` and `group=null`, which Hydra takes and turns into something else than a choice."""
+    if isinstance(value, list):
+        values = ",".join(map(str, value))
+        raise BadInput(f"{group}=[{values}]: a list is no choice (for a sweep over both write {group}={values})")
+    if not isinstance(value, str) and group != "experiment":
+        raise BadInput(f"{group}={'null' if value is None else value}: expected the name of a choice")
 
 
 def _product(line: Any, index: int, axes: dict[str, list[Any]], fixed: set[str]) -> dict[str, list[Any]]:

@@ -1,5 +1,6 @@
 """From overrides to a plan: every cell built, undefined ones excluded with the reason, equal ones collapsed."""
 
+import os
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from klsweep.config.grid import Cell, Exclusion, Expansion, expand
 from klsweep.config.identity import NEUTRAL, Canonical, canonical, cell_id, covers, eval_id, run_id
 from klsweep.errors import BadInput
 from klsweep.objective.objective import Undefined, build_objective
+from klsweep.provenance import science_hash
 from klsweep.record import FINISHED, Row, SweepFolder, append_text, read_rows, write_text
 from klsweep.sweep.expectation import expected_gradient
 from klsweep.tasks.base import shared_prompts
@@ -190,7 +192,11 @@ def _sweep_folder(cells: list[Cell]) -> SweepFolder:
     folders = sorted({cell.config["sweep_dir"] for cell in cells})
     if len(folders) > 1:
         raise BadInput(f"sweep_dir={','.join(folders)}: a sweep has one folder, sweep_dir cannot be an axis")
-    return SweepFolder(Path(folders[0]))
+    path = Path(folders[0])
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    if not folders[0] or not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise BadInput(f"sweep_dir={folders[0]!r}: no folder that can be written to")
+    return SweepFolder(path)
 
 
 def _evaluation_notes(runs: list[PlannedRun], statuses: dict[str, Row]) -> list[str]:
@@ -203,7 +209,17 @@ def _evaluation_notes(runs: list[PlannedRun], statuses: dict[str, Row]) -> list[
             f"({statuses[begun[0].run_id]['eval_id']}, not {begun[0].row['eval_id']}): finish it with those, "
             "or give another sweep_dir"
         )
-    notes = [f"{len(other)} finished runs were evaluated with other settings and stay as they are"] if other else []
+    notes = []
+    if other:
+        notes.append(
+            f"{len(other)} finished runs were evaluated with other settings and stay as they are "
+            "(another sweep_dir trains and evaluates anew)"
+        )
+    code = [statuses[run.run_id].get("science_hash") for run in runs if statuses[run.run_id]["state"] in FINISHED]
+    if older := [found for found in code if found != science_hash()]:
+        notes.append(
+            f"{len(older)} finished runs were made by other code than this ({', '.join(sorted(set(map(str, older))))})"
+        )
     alone = sum("in" not in run.row["suites"].values() for run in runs)
     if alone:
         notes.append(f"{alone} runs have no suite with their task's evaluation prompts: nothing in distribution")
@@ -214,7 +230,9 @@ def _inert_notes(expansion: Expansion, runs: list[PlannedRun]) -> list[str]:
     """Keys the user set that no run's result depends on."""
     kept = {key for run in runs for key in run.canonical}
     varied = {"kl", "estimator", "placement", "clip", "sampling", "algorithm"}
-    inert = [k for k in sorted(expansion.given) if "." in k and k.split(".")[0] in varied and k not in kept]
+    inert = [
+        k for k in sorted(expansion.given - {"kl.coef"}) if "." in k and k.split(".")[0] in varied and k not in kept
+    ]
     return [f"{key} has no effect on any of these runs" for key in inert if not _is_neutral(key, runs)]
 
 

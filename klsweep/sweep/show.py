@@ -43,8 +43,7 @@ def print_plan(plan: Plan, with_cells: bool) -> None:
     )
     for reason, count in Counter(e.reason for e in plan.excluded).items():
         out.print(f"  excluded {count}: {reason}")
-    for note in plan.notes:
-        out.print(f"  note: {note}")
+    print_notes(plan)
     out.print(f"  cost: {_cost(plan)}")
     if with_cells:
         table = Table(box=None, header_style="bold")
@@ -58,6 +57,12 @@ def print_plan(plan: Plan, with_cells: bool) -> None:
             waiting = sum(run.run_id not in plan.finished | plan.running for run in runs)
             table.add_row(cell, names[cell], str(len(runs)), str(waiting))
         out.print(table)
+
+
+def print_notes(plan: Plan) -> None:
+    """What the plan has to say beforehand."""
+    for note in plan.notes:
+        console().print(f"  note: {note}")
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

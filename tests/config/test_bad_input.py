@@ -71,6 +71,11 @@ CASES = {
         "not a choice of algorithm (a subclass of klsweep.objective.advantage.Algorithm)",
     ),
     "a part of another axis": (["train", "estimator._target_=klsweep.objective.clip.NoClip"], "not a choice of estim"),
+    "a list as a choice": (["sweep", "estimator=[k1,k3]"], "estimator=[k1,k3]: a list is no choice (for a sweep over"),
+    "null as a choice": (["train", "estimator=null"], "estimator=null: expected the name of a choice"),
+    "--cfg of a sweep": (["sweep", "--cfg", "job", "estimator=k1,k3"], "estimator=k1,k3: --cfg shows one cell"),
+    "sweep folder in nowhere": (["plan", "sweep_dir=/proc/version/x"], "sweep_dir='/proc/version/x': no folder that"),
+    "empty sweep folder": (["plan", "sweep_dir="], "sweep_dir='': no folder that can be written to"),
     "interval": (["sweep", "kl.coef=interval(0,1)"], "an interval is no list of values"),
     "two folders": (["sweep", "sweep_dir=a,b"], "sweep_dir=a,b: a sweep has one folder"),
     "foreign target": (["train", "estimator._target_=os.system"], "estimator._target_='os.system': only targets in"),
@@ -103,6 +108,22 @@ def test_a_hub_name_that_nobody_has(in_tmp, capsys, monkeypatch):
     assert main(["train", "model.path=nobody/nothing"]) == 2
     error = capsys.readouterr().err
     assert "model.path='nobody/nothing' (revision main): no such folder, not in the local Hugging Face cache" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("k1", "_target_: foo.Bar\n", "--config-dir: estimator/k1.yaml has the name of a shipped file"),
+        ("broken", "_target_: [unclosed\n", "while parsing a flow sequence"),
+    ],
+)
+def test_bad_files_of_ones_own(name, text, message, in_tmp, capsys):
+    (in_tmp / "estimator").mkdir()
+    (in_tmp / "estimator" / f"{name}.yaml").write_text(text)
+    assert main(["plan", f"estimator={name}", "--config-dir", str(in_tmp)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
     assert error.count("\n") == 1
 
 

@@ -146,6 +146,17 @@ def test_an_axis_on_the_command_line_replaces_it_in_every_product(in_tmp):
         assert len(expand(session, ["experiment=pair"], single=True).cells) == 1
 
 
+def test_the_experiment_of_the_readme(in_tmp):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    text = readme.split("```yaml\n")[1].split("```")[0]
+    (in_tmp / "experiment").mkdir()
+    (in_tmp / "experiment" / "mine.yaml").write_text(text)
+    with composer(in_tmp) as session:
+        expansion = expand(session, ["experiment=mine"])
+    assert (expansion.raw, len(expansion.excluded), len(expansion.cells)) == (27, 6, 21)
+    assert {exclusion.reason for exclusion in expansion.excluded} == {"known to collapse"}
+
+
 def test_hydra_grammar_ranges_choices_and_globs():
     with composer() as session:
         assert [c.point["seed"] for c in expand(session, ["seed=range(0,3)"]).cells] == [0, 1, 2]

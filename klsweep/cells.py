@@ -33,7 +33,7 @@ def _follows_axis(name: str, rows: Sequence[Row]) -> bool:
 def describe(rows: Sequence[Row]) -> dict[str, str]:
     """Each cell in a few words that tell it from the others, by cell id: `k1 reward β=0.1 off_policy`."""
     axes, fields = varying(rows)
-    further = [axis for axis in axes if axis not in (*ALWAYS, "clip", "sampling")]
+    further = [axis for axis in axes if axis not in (*ALWAYS, "clip", "correction", "sampling")]
     return {row["cell_id"]: _words(row, further, fields) for row in rows}
 
 
@@ -42,8 +42,7 @@ def _words(row: Row, further: Sequence[str], fields: Sequence[str]) -> str:
     words = [axes["estimator"], axes["placement"] if axes["estimator"] else "no KL"]
     if row["kl_coef"] is not None:
         words.append(f"β={row['kl_coef']:g}")
-    if axes["clip"] not in (None, "none"):
-        words.append(f"clip {axes['clip']}")
+    words += [f"{axis} {axes[axis]}" for axis in ("clip", "correction") if axes.get(axis) not in (None, "none")]
     words += [axes["sampling"], *(axes[axis] for axis in further)]
     words += [f"{name}={row['fields'][name]}" for name in fields if name in row["fields"]]
     return " ".join(word for word in words if word)

@@ -4,8 +4,12 @@ import pytest
 import torch
 
 from klsweep.objective.advantage import GRPO, RLOO, Algorithm, DrGRPO, Reinforce
-from klsweep.objective.clip import Clip, FixedClip, NoClip
+from klsweep.objective.clip import NO_CLIP, Clip, FixedClip
+from klsweep.objective.importance import Correction, Masked, NoCorrection, Truncated
+from klsweep.objective.kl import Estimator
+from klsweep.objective.objective import Objective
 from klsweep.objective.placement import InLoss, InReward, InRewardAndLoss, NoKL, Placement
+from klsweep.objective.regulariser import KL
 
 torch.set_num_threads(1)  # the shipped policy is too small for more
 
@@ -15,22 +19,58 @@ def algorithm(kind: type[Algorithm] = Reinforce, group_size: int = 4, aggregatio
 
 
 def no_clip() -> Clip:
-    return NoClip(tau=None, level=None, mode=None)
+    return NO_CLIP
 
 
-def fixed_clip(tau: float, level: str = "token", mode: str = "hard") -> Clip:
-    return FixedClip(tau=tau, level=level, mode=mode)  # pyright: ignore
+def fixed_clip(tau: float | None, level: str = "token", mode: str = "hard", **fields) -> Clip:
+    rest = {"low": None, "high": None, "output": None, "clamp_stage": "after_weight", "half": "both", **fields}
+    return FixedClip(tau=tau, level=level, mode=mode, **rest)  # pyright: ignore
 
 
-def placed(where: str, credit: str = "sequence", baseline: str = "auto", level: str = "token") -> Placement:
+def placed(
+    where: str, credit: str = "sequence", baseline: str = "auto", level: str = "token", loss_estimator: str = "same"
+) -> Placement:
     """A placement by name, with the fields it uses."""
     if where == "none":
-        return NoKL(credit=None, baseline=None, level=None)
+        return NoKL(credit=None, baseline=None, level=None, loss_estimator=None)
     if where == "reward":
-        return InReward(credit=credit, baseline=baseline, level=None)  # pyright: ignore
+        return InReward(credit=credit, baseline=baseline, level=None, loss_estimator=None)  # pyright: ignore
     if where == "loss":
-        return InLoss(credit=None, baseline=None, level=level)  # pyright: ignore
-    return InRewardAndLoss(credit=credit, baseline=baseline, level=level)  # pyright: ignore
+        return InLoss(credit=None, baseline=None, level=level, loss_estimator=None)  # pyright: ignore
+    fields = {"credit": credit, "baseline": baseline, "level": level, "loss_estimator": loss_estimator}
+    return InRewardAndLoss(**fields)  # pyright: ignore
+
+
+def estimating(kind: type[Estimator], gradient: str = "same", clip_gradient: bool = False) -> Estimator:
+    return kind(gradient=gradient, clip_gradient=clip_gradient)  # pyright: ignore
+
+
+def regularised(coef: float = 1.0, **fields) -> KL:
+    rest = {"schedule": "constant", "final_coef": 0.0, "loss_coef": None, "final_loss_coef": None}
+    rest |= {"target": None, "horizon": None, "weight": "none", "weight_over": "old", "weight_grad": "detached"}
+    rest |= {"weight_cap": None, "aggregation": None}
+    return KL(coef=coef, **{**rest, **fields})
+
+
+def corrected(kind: str = "none", level: str = "token", cap: float | None = 2.0, floor: float = 0.0) -> Correction:
+    if kind == "none":
+        return NoCorrection(level=None, cap=None, floor=None)
+    if kind == "truncated":
+        return Truncated(level=level, cap=cap, floor=None)  # pyright: ignore
+    return Masked(level=level, cap=cap, floor=floor)  # pyright: ignore
+
+
+def composed(
+    estimator: type[Estimator] | Estimator,
+    placement: Placement,
+    clip: Clip = NO_CLIP,
+    of: Algorithm | None = None,
+    kl: KL | None = None,
+    correction: Correction | None = None,
+) -> Objective:
+    """An objective with everything plain that is not given; an estimator class is one without further settings."""
+    estimator = estimating(estimator) if isinstance(estimator, type) else estimator
+    return Objective(estimator, placement, clip, of or algorithm(), kl or regularised(), correction or corrected())
 
 
 ALGORITHMS = {"reinforce": Reinforce, "rloo": RLOO, "grpo": GRPO, "dr_grpo": DrGRPO}

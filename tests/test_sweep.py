@@ -248,7 +248,7 @@ def test_a_run_reads_its_own_config_and_not_conf(in_tmp):
     """`conf/` may change while a run waits: here a choice of the user's, edited between the plan and the run."""
     (in_tmp / "mine/estimator").mkdir(parents=True)
     choice = in_tmp / "mine/estimator/mine.yaml"
-    choice.write_text("_target_: klsweep.objective.kl.K2\n")
+    choice.write_text("_target_: klsweep.objective.kl.K2\ngradient: same\nclip_gradient: false\n")
     with composer(in_tmp / "mine") as session:
         plan = make_plan(session, [*QUICK, "estimator=mine", f"sweep_dir={in_tmp / 's'}"])
         write_plan(plan)

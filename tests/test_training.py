@@ -53,7 +53,10 @@ def test_same_seed_same_bytes_and_another_seed_others(tmp_path):
     assert one.metrics.read_bytes() != other.metrics.read_bytes()
 
 
-@pytest.mark.parametrize("sampling", [["sampling=on_policy"], ["sampling=off_policy", "sampling.async_level=2"]])
+ADAPTIVE = ["kl.schedule=adaptive", "kl.target=0.01", "kl.horizon=32"]
+
+
+@pytest.mark.parametrize("sampling", [ADAPTIVE, ["sampling=off_policy", "sampling.async_level=2"]])
 def test_interrupted_and_resumed_equals_undisturbed(tmp_path, sampling):
     _, whole = run(tmp_path, "whole", *sampling, "train.minibatches=2")
     outcome, broken = run(tmp_path, "broken", *sampling, "train.minibatches=2", stop_after=2)
@@ -79,8 +82,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path):
     (newest[-1] / "model.safetensors").write_bytes(content)
     network, _ = load_policy(spec.model)
     optimiser, warnings = torch.optim.AdamW(network.parameters()), []
-    done, waiting = load_checkpoint(folder.checkpoints, network, optimiser, warnings.append)
-    assert (done, waiting) == (2, [])
+    state = load_checkpoint(folder.checkpoints, network, optimiser, warnings.append)
+    assert state == (2, 1.0, [])
     assert optimiser.state[network.lm_head.weight]["step"].item() == 2
     assert warnings == ["checkpoint update-000003 is damaged (model.safetensors): trying the one before"]
 
@@ -189,14 +192,42 @@ def _default_cell(tmp_path) -> list[dict]:
     return _DEFAULT[0]
 
 
+def test_an_adaptive_beta_follows_the_measured_kl(tmp_path):
+    measured = rows(run(tmp_path, "adaptive", *ADAPTIVE, "kl.coef=0.4", "train.lr=5e-3")[1])[1:]
+    factors = [1 + max(-0.2, min(0.2, row["kl/k1_sequence"] / 0.01 - 1)) * 16 / 32 for row in measured]
+    expected = [0.4, 0.4 * factors[0], 0.4 * factors[0] * factors[1]]
+    assert [row["beta/reward"] for row in measured[:3]] == pytest.approx(expected)
+    assert expected[1] == pytest.approx(0.36)  # the first batch is the reference's own: KL 0
+    assert len({*expected}) == 3
+
+
+def test_weights_corrections_and_other_gradients_change_what_is_learned(tmp_path):
+    """The first optimiser steps off policy; each option against the same cell without it."""
+    cell = ["sampling=off_policy", "sampling.async_level=2", "estimator=k3", "placement=loss", "kl.coef=1.0"]
+    cell += ["train.updates=4", "train.lr=5e-3", "train.minibatches=2"]
+    plain = weights(run(tmp_path, "plain", *cell)[1])
+    options = {
+        "gradient": ["estimator.gradient=k2"],
+        "weight": ["kl.weight=token", "kl.weight_over=sampler"],
+        "differentiable": ["kl.weight=token", "kl.weight_grad=differentiable"],
+        "correction": ["correction=truncated", "correction.level=sequence", "correction.cap=1.0"],
+        "aggregation": ["kl.aggregation=seq-mean"],
+    }
+    trained = {name: run(tmp_path, name, *cell, *extra)[1] for name, extra in options.items()}
+    assert len({plain, *(weights(folder) for folder in trained.values())}) == 6
+    last = rows(trained["correction"])[4]
+    assert 0 < last["correction/changed_fraction"] < 1
+    assert last["correction/weight"] < 1
+
+
 def test_beta_follows_its_schedule_and_aggregation_shows(tmp_path):
     schedule = ["kl.coef=0.4", "kl.schedule=linear", "kl.final_coef=0.1"]
-    betas = [row["beta/nominal"] for row in rows(run(tmp_path, "linear", *schedule)[1])[1:]]
+    betas = [row["beta/reward"] for row in rows(run(tmp_path, "linear", *schedule)[1])[1:]]
     assert betas == pytest.approx([0.4, 0.3, 0.2, 0.1])
     row = rows(run(tmp_path, "fixed", "algorithm.aggregation=fixed", "train.updates=1", "kl.coef=0.4")[1])[1]
-    assert row["beta/effective_per_sequence"] == pytest.approx(0.05)  # L_max 8
+    assert row["beta/reward_effective_per_sequence"] == pytest.approx(0.05)  # L_max 8
     row = rows(run(tmp_path, "mean", "algorithm.aggregation=token-mean", "train.updates=1", "kl.coef=0.4")[1])[1]
-    assert row["beta/effective_per_sequence"] == pytest.approx(0.4 / row["length/mean"])
+    assert row["beta/reward_effective_per_sequence"] == pytest.approx(0.4 / row["length/mean"])
 
 
 @pytest.mark.parametrize(

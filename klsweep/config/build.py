@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from klsweep.model.source import Model
     from klsweep.objective.advantage import Algorithm
     from klsweep.objective.clip import Clip
+    from klsweep.objective.importance import Correction
     from klsweep.objective.kl import Estimator
     from klsweep.objective.placement import Placement
-    from klsweep.objective.schedule import KL
+    from klsweep.objective.regulariser import KL
     from klsweep.rollout.buffer import Sampling
     from klsweep.rollout.engine import Engine
     from klsweep.sweep.launch_local import Local
@@ -50,6 +51,7 @@ class RunSpec:
     estimator: Estimator
     placement: Placement
     clip: Clip
+    correction: Correction
     sampling: Sampling
     algorithm: Algorithm
     task: Task
@@ -64,7 +66,7 @@ class RunSpec:
 
 ROOT_FIELDS = tuple(field.name for field in dataclasses.fields(Root))  # pyright: ignore[reportArgumentType]
 NODES = tuple(field.name for field in dataclasses.fields(RunSpec) if field.name != "root")
-GRID_FIELDS = ("grid", "exclude", "choices")
+NO_PART_OF_A_RUN = ("grid", "exclude", "choices", "preset")
 
 
 # What the choices of an axis have in common. Named, not imported: these modules need torch.
@@ -72,6 +74,7 @@ BASES = {
     "estimator": "klsweep.objective.kl.Estimator",
     "placement": "klsweep.objective.placement.Placement",
     "clip": "klsweep.objective.clip.Clip",
+    "correction": "klsweep.objective.importance.Correction",
     "sampling": "klsweep.rollout.buffer.Sampling",
     "algorithm": "klsweep.objective.advantage.Algorithm",
 }
@@ -85,7 +88,7 @@ class Builder:
 
     def run_spec(self, config: Node) -> RunSpec:
         """Validate one resolved configuration. Raises BadInput."""
-        unknown = sorted(set(config) - set(ROOT_FIELDS) - set(NODES) - set(GRID_FIELDS))
+        unknown = sorted(set(config) - set(ROOT_FIELDS) - set(NODES) - set(NO_PART_OF_A_RUN))
         if unknown:
             raise BadInput(f"{unknown[0]}: unknown key (choose from {', '.join(sorted((*ROOT_FIELDS, *NODES)))})")
         root = self._component(Root, {name: config[name] for name in ROOT_FIELDS if name in config}, "")

@@ -4,15 +4,21 @@ Every configuration field is declared here, once, as scientific or operational. 
 operational fields, in inert ones or in how a default was spelled are the same run and share an id.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from klsweep.config.build import NODES, RunSpec
 from klsweep.provenance import science_hash
 from klsweep.tasks.base import fingerprint
+
+if TYPE_CHECKING:
+    from klsweep.objective.clip import Clip
+    from klsweep.objective.kl import Estimator
 
 VERSION = 1
 
@@ -23,6 +29,7 @@ SCIENTIFIC = (
     "estimator",
     "placement",
     "clip",
+    "correction",
     "sampling",
     "algorithm",
     "task",
@@ -53,6 +60,11 @@ NEUTRAL: Mapping[str, Any] = {
     "train.weight_decay": 0.0,
     "train.warmup_updates": 0,
     "kl.schedule": "constant",
+    "kl.weight": "none",
+    "estimator.gradient": "same",
+    "placement.loss_estimator": "same",
+    "clip.half": "both",
+    "correction": "NoCorrection",
     "rollout.top_p": 1.0,
 }
 
@@ -75,7 +87,8 @@ def is_scientific(key: str) -> bool:
 def canonical(spec: RunSpec) -> Canonical:
     """The scientific fields as a flat mapping from dotted key to value; a node's own key holds its class.
 
-    Inert fields are absent. BadInput if the model cannot be found.
+    Inert fields are absent. The KL nodes of `spec` are those of its objective, which are simplified.
+    BadInput if the model cannot be found.
     """
     flat: Canonical = {"seed": spec.root.seed}
     for name in NODES:
@@ -112,26 +125,76 @@ def _without_inert(flat: Canonical, spec: RunSpec) -> Canonical:
         for key in [k for k in flat if covers(keys, k)]:
             del flat[key]
 
-    placement = spec.placement
-    if flat.get("placement.baseline") == "auto":
-        flat["placement.baseline"] = "inside" if placement.credit == "sequence" else "outside"
-    if spec.kl.is_zero or not (placement.in_reward or placement.in_loss):
+    if flat["placement"] == "NoKL":
         drop("estimator", "clip", "kl", "placement")
         flat["placement"] = "NoKL"
-    if flat.get("estimator") == "K1":
-        drop("placement.level")  # a sum of ℓ_t is the ℓ of the sum
+    else:
+        _drop_inert_kl(flat, spec, drop)
     if flat["algorithm"] == "Reinforce":
         drop("placement.baseline")  # there is none to be inside or outside of
-    if not placement.in_loss:
-        drop("clip.mode")  # a charge is detached: there is no gradient to pass straight through
-    if spec.kl.schedule == "constant":
-        drop("kl.final_coef")
     if spec.train.minibatches == 1:
         drop("algorithm.clip_low", "algorithm.clip_high")  # π_θ is π_old: the ratio is 1
     if spec.sampling.lag == 0:
         drop("sampling")
         flat["sampling"] = "OnPolicy"
     return flat
+
+
+def _drop_inert_kl(flat: Canonical, spec: RunSpec, drop: Callable[..., None]) -> None:
+    """The same for the KL term, in place."""
+    estimator, placement, clip, kl = spec.estimator, spec.placement, spec.clip, spec.kl
+    both = placement.in_reward and placement.in_loss
+    if flat.get("placement.baseline") == "auto":
+        flat["placement.baseline"] = "inside" if placement.credit == "sequence" else "outside"
+    if flat.get("placement.loss_estimator") == _name(estimator):
+        flat["placement.loss_estimator"] = "same"
+    if not both:
+        drop("clip.half")
+    if not placement.in_loss:  # a charge is detached: it has no gradient of its own, and is not weighted
+        drop("clip.mode", "clip.clamp_stage", "estimator.gradient", "kl.weight", "kl.aggregation")
+    unclipped = clip.bounds == (None, None) and clip.output is None
+    if flat.get("estimator.gradient") == _name(estimator) and unclipped and kl.weight == "none":
+        flat["estimator.gradient"] = "same"
+    if flat.get("estimator.gradient") in (None, "same") or clip.bounds == (None, None):
+        drop("estimator.clip_gradient")
+    if "clip" in flat:
+        _settle_bounds(flat, clip, drop)
+    one_step = spec.train.minibatches == 1
+    if one_step and kl.weight_over == "old" and kl.weight_grad == "detached":
+        drop("kl.weight")  # π_θ is π_old: the weight is 1
+    if flat.get("kl.weight", "none") == "none":
+        drop("kl.weight_over", "kl.weight_grad", "kl.weight_cap", "clip.clamp_stage")
+    elif one_step and kl.weight_over == "current":
+        flat["kl.weight_over"] = "old"
+    if flat.get("kl.aggregation") == flat["algorithm.aggregation"]:
+        drop("kl.aggregation")
+    if kl.schedule not in ("linear", "cosine"):
+        drop("kl.final_coef", "kl.final_loss_coef")
+    if kl.schedule != "adaptive":
+        drop("kl.target", "kl.horizon")
+    if kl.coefficients("loss") == kl.coefficients("reward"):
+        drop("kl.loss_coef", "kl.final_loss_coef")
+    plain = {"estimator": "K1", "estimator.gradient": "same", "placement.loss_estimator": "same", "kl.weight": "none"}
+    if all(flat.get(k, v) == v for k, v in plain.items()) and clip.output is None:
+        drop("placement.level")  # a sum of ℓ_t is the ℓ of the sum
+
+
+def _settle_bounds(flat: Canonical, clip: Clip, drop: Callable[..., None]) -> None:
+    """τ for symmetric bounds, low and high for others, however they were given."""
+    low, high = clip.bounds
+    drop("clip.tau", "clip.low", "clip.high")
+    if low is None and high is None:
+        drop("clip.level", "clip.mode")
+    elif high is not None and low == -high:
+        flat["clip.tau"] = high
+    else:
+        flat |= {key: value for key, value in (("clip.low", low), ("clip.high", high)) if value is not None}
+    if clip.output is None:
+        drop("clip.clamp_stage")
+
+
+def _name(estimator: Estimator) -> str:
+    return type(estimator).__name__.lower()
 
 
 def run_id(flat: Canonical) -> str:

@@ -1,6 +1,6 @@
 """Algorithms: how a group of rewards becomes advantages, and how the policy loss is clipped and aggregated."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge
 from pydantic import PositiveFloat, PositiveInt
@@ -39,12 +39,17 @@ def group_normalised(rewards: Tensor) -> Tensor:
 
 @component
 class Algorithm:
-    """The algorithm group: `group_size` responses per prompt, ratio clipping to [1 − clip_low, 1 + clip_high]."""
+    """The algorithm group: `group_size` responses per prompt, ratio clipping to [1 − clip_low, 1 + clip_high].
+
+    `linear`: the advantages are linear in the rewards of the group.
+    """
 
     group_size: PositiveInt
     clip_low: PositiveFloat
     clip_high: PositiveFloat
     aggregation: Aggregation
+
+    linear: ClassVar[bool] = False
 
     def advantage(self, rewards: Tensor) -> Tensor:
         """Advantages ``[B]`` of rewards ``[B]``, B = prompts × group_size with a group's responses adjacent."""
@@ -55,6 +60,8 @@ class Algorithm:
 class Reinforce(Algorithm):
     """A_i = R_i, no baseline. Source: Williams 1992."""
 
+    linear: ClassVar[bool] = True
+
     def advantage(self, rewards: Tensor) -> Tensor:
         return rewards
 
@@ -64,6 +71,8 @@ class RLOO(Algorithm):
     """REINFORCE with a leave-one-out baseline, see `leave_one_out`."""
 
     group_size: Annotated[int, Ge(2)]
+
+    linear: ClassVar[bool] = True
 
     def advantage(self, rewards: Tensor) -> Tensor:
         return leave_one_out(rewards.view(-1, self.group_size)).flatten()
@@ -84,6 +93,8 @@ class DrGRPO(Algorithm):
     """Group mean only, see `group_centred`."""
 
     group_size: Annotated[int, Ge(2)]
+
+    linear: ClassVar[bool] = True
 
     def advantage(self, rewards: Tensor) -> Tensor:
         return group_centred(rewards.view(-1, self.group_size)).flatten()

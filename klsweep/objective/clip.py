@@ -1,56 +1,120 @@
-"""Clipping the log-ratio before the estimator sees it: ℓ ← clip(ℓ, −τ, τ), at token or at sequence level."""
+"""Clips of the KL term: of the log-ratio before the estimator sees it, and of the estimator's output."""
 
 from typing import Literal
 
-from pydantic import PositiveFloat
+from pydantic import NonNegativeFloat, NonPositiveFloat, PositiveFloat
 from torch import Tensor
 
 from klsweep.component import component
+from klsweep.objective.importance import Level
 
-Level = Literal["token", "sequence"]
-
-
-def hard_clip(log_ratio: Tensor, tau: float) -> Tensor:
-    """clip(ℓ, −τ, τ): the gradient is 0 where |ℓ| > τ. Any shape; nats."""
-    return log_ratio.clamp(-tau, tau)
+Half = Literal["reward", "loss"]
 
 
-def straight_through_clip(log_ratio: Tensor, tau: float) -> Tensor:
-    """ℓ + sg(clip(ℓ, −τ, τ) − ℓ): the clipped value with the gradient of ℓ. Any shape; nats."""
-    return log_ratio.clamp(-tau, tau).detach() + (log_ratio - log_ratio.detach())  # + 0.0: the value is exact
+def hard_clip(log_ratio: Tensor, low: float | None, high: float | None) -> Tensor:
+    """clip(ℓ, low, high): the gradient is 0 outside the bounds (None: no bound). Any shape; nats."""
+    return log_ratio.clamp(low, high)
+
+
+def straight_through_clip(log_ratio: Tensor, low: float | None, high: float | None) -> Tensor:
+    """ℓ + sg(clip(ℓ, low, high) − ℓ): the clipped value with the gradient of ℓ. Any shape; nats."""
+    return log_ratio.clamp(low, high).detach() + (log_ratio - log_ratio.detach())  # + 0.0: the value is exact
 
 
 @component
 class Clip:
-    """The clip axis. Called once with token log-ratios ``[B, T]`` and once with their sums ``[B]``; acts on one."""
+    """The clip axis: ℓ ← clip(ℓ, low, high) at `level`, and k ← clip(k, −output, output), always hard.
+
+    `half` says which half of `reward_and_loss` is clipped.
+    """
 
     tau: PositiveFloat | None
+    low: NonPositiveFloat | None
+    high: NonNegativeFloat | None
     level: Level | None
     mode: Literal["hard", "straight_through"] | None
+    output: PositiveFloat | None
+    clamp_stage: Literal["after_weight", "before_weight"] | None
+    half: Literal["both", "reward", "loss"] | None
+
+    @property
+    def bounds(self) -> tuple[float | None, float | None]:
+        """(low, high) of the log-ratio, None where it is not bounded."""
+        return None, None
+
+    @property
+    def input_level(self) -> Level | None:
+        """The level at which log-ratios are clipped, None if they are not."""
+        return None
 
     def __call__(self, log_ratio: Tensor, level: Level) -> Tensor:
-        """The clipped log-ratio if `level` is the level this clip acts on, else the input."""
-        raise NotImplementedError
+        """The clipped log-ratio if `level` is the level this clip acts on, else the input.
+
+        Called once with token log-ratios ``[B, T]`` and once with their sums ``[B]``.
+        """
+        return log_ratio
+
+    def clamp(self, value: Tensor, weight: Tensor | None = None) -> Tensor:
+        """w·k, with the output clamp before or after the weight. `weight` broadcasts to `value`."""
+        return value if weight is None else value * weight
+
+    def within(self, half: Half) -> "Clip":
+        """The clip as it acts in one half of the objective."""
+        return self
 
 
 @component
 class NoClip(Clip):
-    """Choice `none`: ℓ passes unchanged."""
+    """Choice `none`: ℓ and k pass unchanged."""
 
-    def __call__(self, log_ratio: Tensor, level: Level) -> Tensor:
-        return log_ratio
+
+NO_CLIP = NoClip(tau=None, low=None, high=None, level=None, mode=None, output=None, clamp_stage=None, half=None)
 
 
 @component
 class FixedClip(Clip):
-    """Choice `fixed`: a constant τ in nats. τ ≥ max|ℓ| changes nothing; below it, value and gradient are biased."""
+    """Choice `fixed`: constant bounds in nats, −τ and τ unless `low` or `high` replace them.
 
-    tau: PositiveFloat
+    Bounds that no |ℓ| reaches change nothing; within reach, value and gradient are biased.
+    """
+
+    tau: PositiveFloat | None
+    low: NonPositiveFloat | None
+    high: NonNegativeFloat | None
     level: Level
     mode: Literal["hard", "straight_through"]
+    output: PositiveFloat | None
+    clamp_stage: Literal["after_weight", "before_weight"]
+    half: Literal["both", "reward", "loss"]
+
+    def __post_init__(self) -> None:
+        if self.bounds == (None, None) and self.output is None:
+            raise ValueError("clip=fixed needs a bound (clip.tau, clip.low, clip.high or clip.output)")
+        if self.low == 0 and self.high == 0:
+            raise ValueError("clip.low=0 with clip.high=0 removes the KL term (placement=none says so)")
+
+    @property
+    def bounds(self) -> tuple[float | None, float | None]:
+        symmetric = None if self.tau is None else -self.tau
+        return symmetric if self.low is None else self.low, self.tau if self.high is None else self.high
+
+    @property
+    def input_level(self) -> Level | None:
+        return None if self.bounds == (None, None) else self.level
 
     def __call__(self, log_ratio: Tensor, level: Level) -> Tensor:
-        if level != self.level:
+        if level != self.input_level:
             return log_ratio
         clip = hard_clip if self.mode == "hard" else straight_through_clip
-        return clip(log_ratio, self.tau)
+        return clip(log_ratio, *self.bounds)
+
+    def clamp(self, value: Tensor, weight: Tensor | None = None) -> Tensor:
+        if self.output is not None and self.clamp_stage == "before_weight":
+            value = value.clamp(-self.output, self.output)
+        weighted = value if weight is None else value * weight
+        if self.output is not None and self.clamp_stage == "after_weight":
+            weighted = weighted.clamp(-self.output, self.output)
+        return weighted
+
+    def within(self, half: Half) -> Clip:
+        return self if self.half in ("both", half) else NO_CLIP

@@ -7,7 +7,7 @@ its *gradient*: that depends on the placement (reward or loss) and on the level 
 Source of the names: J. Schulman, "Approximating KL Divergence" (2020), http://joschu.net/blog/kl-approx.html.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -63,9 +63,14 @@ def exact_token_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 class Estimator:
     """The estimator axis. `log_ratio` is any shape; `exact_kl` ``[B, T]`` is read by `full` alone.
 
-    `needs_distributions`: the trainer must supply `exact_kl`. `fixed_by_prefix`: the value at t does not depend on
-    the token drawn at t, so that charging token t with it has zero mean gradient.
+    `gradient`: another estimator whose gradient the KL loss takes in place of this one's, of the log-ratio without its
+    clip unless `clip_gradient` (see `placement.KLTerm`). `needs_distributions`: the trainer must supply `exact_kl`.
+    `fixed_by_prefix`: the value at t does not depend on the token drawn at t, so that charging token t with it has zero
+    mean gradient.
     """
+
+    gradient: Literal["same", "k1", "k2", "k3", "abs"]
+    clip_gradient: bool
 
     needs_distributions: ClassVar[bool] = False
     fixed_by_prefix: ClassVar[bool] = False
@@ -118,3 +123,11 @@ class Full(Estimator):
         if exact_kl is None:
             raise ValueError("estimator full needs exact_kl, the KL of the token distributions")
         return exact_kl
+
+
+BY_NAME: dict[str, type[Estimator]] = {"k1": K1, "k2": K2, "k3": K3, "abs": Abs, "full": Full}
+
+
+def estimator_named(name: str, like: Estimator) -> Estimator:
+    """The estimator that a field names, with the other fields of `like`."""
+    return BY_NAME[name](gradient=like.gradient, clip_gradient=like.clip_gradient)

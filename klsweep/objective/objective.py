@@ -1,25 +1,35 @@
 """The objective: estimator × placement × clip × algorithm composed, and the compositions that are refused."""
 
+import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor
 
 from klsweep.objective.advantage import Algorithm
 from klsweep.objective.clip import Clip
-from klsweep.objective.kl import Estimator
-from klsweep.objective.placement import KLTerm, NoKL, Placement
+from klsweep.objective.importance import Correction
+from klsweep.objective.kl import Estimator, estimator_named
+from klsweep.objective.placement import InLoss, InReward, KLTerm, NoKL, Placement
 from klsweep.objective.policy_loss import clipped_surrogate
-from klsweep.objective.reduce import weighted_sum
-from klsweep.objective.schedule import KL
+from klsweep.objective.reduce import Aggregation, global_count, scaled_sum
+from klsweep.objective.regulariser import KL
 
 
 class Undefined(ValueError):
-    """A combination of choices that has no meaning; its message is the reason shown in plans."""
+    """A combination of choices that has no meaning or no effect; its message is the reason shown in plans."""
 
 
 class Terms(NamedTuple):
-    """Per-sequence sums over generated tokens, before aggregation. Both ``[B]`` and differentiable."""
+    """Policy and KL part of the loss: per sequence ``[B]`` from `terms`, scalars from `aggregate`. Differentiable."""
+
+    policy: Tensor
+    kl: Tensor
+
+
+class Counts(NamedTuple):
+    """Normalisers of the two parts, scalars; see `global_count`."""
 
     policy: Tensor
     kl: Tensor
@@ -37,19 +47,44 @@ class Objective:
     placement: Placement
     clip: Clip
     algorithm: Algorithm
+    kl: KL
+    correction: Correction
 
     def __post_init__(self) -> None:
-        if self.has_kl:
-            _refuse_undefined(self.estimator, self.placement, self.clip)
+        if self.placement.in_reward:
+            _refuse_undefined_reward(self.placement, self.reward_term)
+        if self.placement.in_loss:
+            _refuse_undefined_loss(self.placement, self.loss_term, self.kl)
+        elif self.placement.in_reward and self.kl.weight != "none":
+            raise Undefined(
+                f"kl.weight={self.kl.weight} weighs the KL loss: a KL in the reward inherits the policy gradient's "
+                "weight (correction=…), and a second one would count double"
+            )
 
     @property
     def has_kl(self) -> bool:
         """True if a KL term enters anywhere."""
         return self.placement.in_reward or self.placement.in_loss
 
+    @cached_property
+    def reward_term(self) -> KLTerm:
+        """Estimator and clip of the charge in the reward."""
+        return KLTerm(self.estimator, self.clip.within("reward"))
+
+    @cached_property
+    def loss_term(self) -> KLTerm:
+        """Estimator and clip of the KL loss."""
+        return KLTerm(_loss_estimator(self.estimator, self.placement), self.clip.within("loss"))
+
     @property
-    def _kl(self) -> KLTerm:
-        return KLTerm(self.estimator, self.clip)
+    def loss_needs_distributions(self) -> bool:
+        """True if `terms` must be given `exact_kl`."""
+        return self.placement.in_loss and self.loss_term.estimator.needs_distributions
+
+    @property
+    def kl_aggregation(self) -> Aggregation:
+        """How the KL loss is aggregated: as the policy loss unless `kl.aggregation` says otherwise."""
+        return self.kl.aggregation or self.algorithm.aggregation
 
     def advantages(
         self,
@@ -60,54 +95,86 @@ class Objective:
         beta: float,
         exact_kl: Tensor | None = None,
     ) -> Tensor:
-        """Advantages ``[B, T]`` of the whole batch, detached; see `Placement.advantages`."""
+        """Advantages ``[B, T]`` of the whole batch, detached, with the reward's `beta`; see `Placement.advantages`."""
         log_ratio = (masked(old_logprobs, mask) - masked(ref_logprobs, mask)).detach()
         exact = None if exact_kl is None else masked(exact_kl, mask).detach()
-        return self.placement.advantages(rewards, log_ratio, exact, beta, self._kl, self.algorithm)
+        return self.placement.advantages(rewards, log_ratio, exact, beta, self.reward_term, self.algorithm)
 
     def terms(
         self,
         logprobs: Tensor,
         old_logprobs: Tensor,
         ref_logprobs: Tensor,
+        sampler_logprobs: Tensor,
         advantages: Tensor,
         mask: Tensor,
         exact_kl: Tensor | None = None,
     ) -> Terms:
-        """Policy and KL term of each sequence of a micro-batch."""
+        """Policy and KL term of each sequence of a micro-batch.
+
+        ValueError for a KL loss of `logprobs` without gradient, which would regularise nothing.
+        """
+        if self.placement.in_loss and not logprobs.requires_grad:
+            raise ValueError("the KL loss needs logprobs with a gradient: under no_grad it does nothing")
         # masked first: what stands in padding (−inf, say) must reach neither a value nor a gradient
-        logprobs, old_logprobs, ref_logprobs, advantages = (
-            masked(values, mask) for values in (logprobs, old_logprobs, ref_logprobs, advantages)
+        logprobs, old_logprobs, ref_logprobs, sampler_logprobs, advantages = (
+            masked(values, mask) for values in (logprobs, old_logprobs, ref_logprobs, sampler_logprobs, advantages)
         )
         surrogate = clipped_surrogate(
             logprobs, old_logprobs, advantages, self.algorithm.clip_low, self.algorithm.clip_high
         )
+        surrogate = surrogate * self.correction(old_logprobs - sampler_logprobs)
         exact = None if exact_kl is None else masked(exact_kl, mask)
-        return Terms(surrogate.sum(1), self.placement.loss_sums(logprobs - ref_logprobs, exact, self._kl))
+        weight = self.kl.weights(logprobs, old_logprobs, sampler_logprobs)
+        kl = self.placement.loss_sums(logprobs - ref_logprobs, exact, self.loss_term, weight)
+        return Terms(surrogate.sum(1), kl)
 
-    def loss(
-        self,
-        terms: Terms,
-        lengths: Tensor,
-        beta: float,
-        count: Tensor,
-        max_length: int,
-        weights: Tensor | None = None,
-    ) -> Tensor:
-        """Σ_i w_i scale_i (policy_i + β kl_i) / count: a micro-batch's share of the loss.
+    def counts(self, lengths: Tensor, weights: Tensor | None = None) -> Counts:
+        """Normalisers over a whole minibatch (with `weights` ``[B]``, a weighted one); see `global_count`."""
+        return Counts(
+            global_count(lengths, self.algorithm.aggregation, weights),
+            global_count(lengths, self.kl_aggregation, weights),
+        )
 
-        Args: `lengths` T_i ``[B]``; `count` from `global_count` over the whole minibatch, so that shares add up to
-        the loss however it was split; `weights` optional per-sequence weights ``[B]``. Returns a scalar tensor.
+    def aggregate(self, terms: Terms, lengths: Tensor, counts: Counts, max_length: int) -> Terms:
+        """Σ_i scale_i x_i / count of both parts: a micro-batch's share, so that shares add up however they are split.
+
+        The loss is policy + β·kl. Args: `lengths` T_i ``[B]``; `counts` of the whole minibatch. Returns scalars.
         """
-        sums = terms.policy + beta * terms.kl
-        return weighted_sum(sums, lengths, self.algorithm.aggregation, max_length, weights) / count
+        return Terms(
+            scaled_sum(terms.policy, lengths, self.algorithm.aggregation, max_length) / counts.policy,
+            scaled_sum(terms.kl, lengths, self.kl_aggregation, max_length) / counts.kl,
+        )
 
 
-def build_objective(estimator: Estimator, placement: Placement, clip: Clip, algorithm: Algorithm, kl: KL) -> Objective:
-    """The objective of a configuration; where β is 0 throughout it has no KL term, whatever the other axes say."""
-    if kl.is_zero:
-        placement = NoKL(credit=None, baseline=None, level=None)
-    return Objective(estimator, placement, clip, algorithm)
+def simplified(estimator: Estimator, placement: Placement, clip: Clip, kl: KL) -> tuple[Estimator, Placement, Clip, KL]:
+    """The plainest configuration that takes the same gradient: a half whose β is 0 throughout is not there."""
+    in_reward = placement.in_reward and any(kl.coefficients("reward"))
+    in_loss = placement.in_loss and any(kl.coefficients("loss"))
+    if not in_reward and not in_loss:
+        return estimator, NoKL(credit=None, baseline=None, level=None, loss_estimator=None), clip, kl
+    if not in_loss:
+        if placement.in_loss:
+            fields = {"credit": placement.credit, "baseline": placement.baseline}
+            placement = InReward(**fields, level=None, loss_estimator=None)  # pyright: ignore[reportArgumentType]
+            clip, kl = clip.within("reward"), dataclasses.replace(kl, weight="none")
+        return estimator, placement, clip, dataclasses.replace(kl, loss_coef=None, final_loss_coef=None)
+    if not in_reward:
+        estimator = _loss_estimator(estimator, placement)
+        if placement.in_reward:
+            placement = InLoss(credit=None, baseline=None, level=placement.level, loss_estimator=None)  # pyright: ignore
+            clip = clip.within("loss")
+        first, last = kl.coefficients("loss")
+        kl = dataclasses.replace(kl, coef=first, final_coef=last, loss_coef=None, final_loss_coef=None)
+    return estimator, placement, clip, kl
+
+
+def build_objective(
+    estimator: Estimator, placement: Placement, clip: Clip, algorithm: Algorithm, kl: KL, correction: Correction
+) -> Objective:
+    """The objective of a configuration, simplified. Raises `Undefined`."""
+    estimator, placement, clip, kl = simplified(estimator, placement, clip, kl)
+    return Objective(estimator, placement, clip, algorithm, kl, correction)
 
 
 def masked(values: Tensor, mask: Tensor) -> Tensor:
@@ -115,16 +182,36 @@ def masked(values: Tensor, mask: Tensor) -> Tensor:
     return values.masked_fill(mask == 0, 0.0)
 
 
-def _refuse_undefined(estimator: Estimator, placement: Placement, clip: Clip) -> None:
-    exact = estimator.needs_distributions
-    per_sequence = clip.level == "sequence"
-    if exact and clip.level is not None:
-        raise Undefined("estimator=full has no clip: it is no function of the log-ratio (clip=none)")
-    if exact and placement.level == "sequence":
-        raise Undefined("estimator=full has no sequence level (placement.level=token)")
-    if placement.credit == "to_go" and placement.baseline == "inside":
+def _loss_estimator(estimator: Estimator, placement: Placement) -> Estimator:
+    name = placement.loss_estimator
+    return estimator if name in (None, "same") else estimator_named(name, estimator)
+
+
+def _refuse_undefined_reward(placement: Placement, term: KLTerm) -> None:
+    per_sequence = term.clip.input_level == "sequence"
+    _refuse_clipped_distributions(term)
+    if term.estimator.fixed_by_prefix and placement.credit == "token":
+        raise Undefined(
+            "estimator=full with placement.credit=token has no gradient: what is charged does not depend on the token"
+        )
+    if placement.credit != "sequence" and placement.baseline == "inside":
         raise Undefined("placement.baseline=inside needs one charge per sequence (placement.credit=sequence)")
-    if per_sequence and placement.credit == "to_go":
+    if per_sequence and placement.credit != "sequence":
         raise Undefined("clip.level=sequence charges once per sequence (placement.credit=sequence)")
-    if per_sequence and placement.level == "token":
+
+
+def _refuse_undefined_loss(placement: Placement, term: KLTerm, kl: KL) -> None:
+    _refuse_clipped_distributions(term)
+    if term.estimator.needs_distributions and placement.level == "sequence":
+        raise Undefined("estimator=full has no sequence level (placement.level=token)")
+    if term.clip.input_level == "sequence" and placement.level == "token":
         raise Undefined("clip.level=sequence clips one log-ratio per sequence (placement.level=sequence)")
+    if kl.weight == "token" and placement.level == "sequence":
+        raise Undefined("kl.weight=token needs a KL value per token (placement.level=token)")
+    if kl.weight != "none" and kl.weight_over == "current" and kl.weight_grad == "detached":
+        raise Undefined("kl.weight_over=current with kl.weight_grad=detached is the weight 1 (kl.weight=none)")
+
+
+def _refuse_clipped_distributions(term: KLTerm) -> None:
+    if term.estimator.needs_distributions and (term.clip.input_level is not None or term.clip.output is not None):
+        raise Undefined("estimator=full has no clip: it is no function of the log-ratio (clip=none)")

@@ -33,12 +33,9 @@ def global_count(lengths: Tensor, aggregation: Aggregation, weights: Tensor | No
     return (counts if weights is None else counts * weights).sum()
 
 
-def weighted_sum(
-    sums: Tensor, lengths: Tensor, aggregation: Aggregation, max_length: int, weights: Tensor | None = None
-) -> Tensor:
-    """Σ_i w_i s_i scale_i: a batch's or micro-batch's share of the aggregate, to be divided by `global_count`.
+def scaled_sum(sums: Tensor, lengths: Tensor, aggregation: Aggregation, max_length: int) -> Tensor:
+    """Σ_i s_i scale_i: a batch's or micro-batch's share of the aggregate, to be divided by `global_count`.
 
     Args: `sums` Σ_t x_it ``[B]``. Returns a scalar tensor. Differentiable in `sums`.
     """
-    scaled = sums * per_sequence_scale(lengths, aggregation, max_length)
-    return (scaled if weights is None else scaled * weights).sum()
+    return (sums * per_sequence_scale(lengths, aggregation, max_length)).sum()

@@ -1,5 +1,6 @@
 """From overrides to a plan: every cell built, undefined ones excluded with the reason, equal ones collapsed."""
 
+import dataclasses
 import os
 import statistics
 from collections import defaultdict
@@ -17,13 +18,14 @@ from klsweep.config.compose import Composer, parse_overrides
 from klsweep.config.grid import Cell, Exclusion, Expansion, expand
 from klsweep.config.identity import NEUTRAL, Canonical, canonical, cell_id, covers, eval_id, run_id
 from klsweep.errors import BadInput
-from klsweep.objective.objective import Undefined, build_objective
+from klsweep.objective.objective import Objective, Undefined, build_objective
 from klsweep.provenance import science_hash
 from klsweep.record import FINISHED, Row, SweepFolder, append_text, read_rows, write_text
 from klsweep.sweep.expectation import expected_gradient
 from klsweep.tasks.base import shared_prompts
 
-AXES = ("model", "estimator", "placement", "clip", "sampling", "algorithm", "task", "reward", "rollout")
+AXES = ("model", "estimator", "placement", "clip", "correction", "sampling", "algorithm", "task", "reward", "rollout")
+SIMPLE_PLACEMENTS = {"NoKL": "none", "InReward": "reward", "InLoss": "loss"}  # what a half with β = 0 leaves
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,15 @@ def _plan(expansion: Expansion, overrides: list[str], single: bool) -> Plan:
     for cell in expansion.cells:
         spec = builder.run_spec(cell.config)
         try:
-            build_objective(spec.estimator, spec.placement, spec.clip, spec.algorithm, spec.kl)
+            objective = build_objective(
+                spec.estimator, spec.placement, spec.clip, spec.algorithm, spec.kl, spec.correction
+            )
         except Undefined as reason:
             if single:
                 raise BadInput(str(reason)) from reason
             excluded.append(Exclusion(cell.point, str(reason)))
             continue
-        run = _planned(cell, spec, expansion.given)
+        run = _planned(cell, spec, objective, expansion.given)
         runs.setdefault(run.run_id, run)
     planned = list(runs.values())
     if not planned:
@@ -149,14 +153,19 @@ def _record_launch(plan: Plan) -> None:
     append_text(plan.folder.launches, yaml.dump([launch], Dumper=yaml.CSafeDumper, sort_keys=False))
 
 
-def _planned(cell: Cell, spec: RunSpec, given: frozenset[str]) -> PlannedRun:
+def _planned(cell: Cell, spec: RunSpec, objective: Objective, given: frozenset[str]) -> PlannedRun:
+    try:
+        spec.kl.check_horizon(spec.train.prompts_per_update * spec.algorithm.group_size)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
     for name, suite in spec.eval.suites.items():
         if shared := shared_prompts(spec.task, suite):
             raise BadInput(
                 f"eval.suites.{name}: {shared} of its prompts are trained on: give it the seed and the eval_prompts of "
                 f"task={cell.choices['task']}"
             )
-    flat = canonical(spec)
+    simple = {name: getattr(objective, name) for name in ("estimator", "placement", "clip", "kl")}
+    flat = canonical(dataclasses.replace(spec, **simple))
     neutral = {key: value for key, value in NEUTRAL.items() if key.split(".")[0] in flat}  # inert nodes are absent
     row = {
         "run_id": run_id(flat),
@@ -178,11 +187,14 @@ def _planned(cell: Cell, spec: RunSpec, given: frozenset[str]) -> PlannedRun:
 
 def _labels(cell: Cell, spec: RunSpec, flat: Canonical, given: frozenset[str]) -> dict[str, str | None]:
     """The choice taken on each axis, None where it is inert, and the name of what it comes to where two are equal."""
-    labels = {axis: cell.choices.get(axis) if axis in flat else None for axis in AXES}
+    labels = {axis: cell.choices.get(axis) if axis in flat or axis in NEUTRAL else None for axis in AXES}
+    if "preset" in given:
+        labels["preset"] = cell.choices.get("preset")
     if "model.path" in given:
         labels["model"] = spec.model.path
-    if flat["placement"] == "NoKL":
-        labels["placement"] = "none"
+    labels["placement"] = SIMPLE_PLACEMENTS.get(flat["placement"], labels["placement"])
+    if flat["placement"] == "InLoss" and spec.placement.loss_estimator not in (None, "same"):
+        labels["estimator"] = spec.placement.loss_estimator
     if spec.sampling.lag == 0:
         labels["sampling"] = "on_policy"
     return labels
@@ -229,7 +241,7 @@ def _evaluation_notes(runs: list[PlannedRun], statuses: dict[str, Row]) -> list[
 def _inert_notes(expansion: Expansion, runs: list[PlannedRun]) -> list[str]:
     """Keys the user set that no run's result depends on."""
     kept = {key for run in runs for key in run.canonical}
-    varied = {"kl", "estimator", "placement", "clip", "sampling", "algorithm"}
+    varied = {"kl", "estimator", "placement", "clip", "correction", "sampling", "algorithm"}
     inert = [
         k for k in sorted(expansion.given - {"kl.coef"}) if "." in k and k.split(".")[0] in varied and k not in kept
     ]

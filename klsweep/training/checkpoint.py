@@ -1,7 +1,7 @@
 """Checkpoints: everything that determines the future of a run, in safetensors and JSON, written atomically.
 
 Random draws are counter-based and the prompt order is a function of the seed, so the state is: the weights, the
-optimiser, the waiting rollouts, and the number of updates done.
+optimiser, the waiting rollouts, what an adaptive β has come to, and the number of updates done.
 """
 
 import hashlib
@@ -9,8 +9,9 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,11 +21,18 @@ from klsweep.model.policy import Tokens
 from klsweep.rollout.engine import Generation, Rollout
 
 KEPT = 2
+Warn = Callable[[str], None]
 
 
-def save_checkpoint(
-    folder: Path, update: int, network: Any, optimiser: torch.optim.Optimizer, waiting: list[Rollout]
-) -> None:
+class State(NamedTuple):
+    """Where a run stands, besides weights and optimiser: updates done, the factor on β, the waiting rollouts."""
+
+    update: int
+    beta_scale: float
+    waiting: list[Rollout]
+
+
+def save_checkpoint(folder: Path, state: State, network: Any, optimiser: torch.optim.Optimizer) -> None:
     """Write `folder`/update-NNNNNN and remove all but the last two."""
     folder.mkdir(exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".writing."))
@@ -32,17 +40,18 @@ def save_checkpoint(
     # tied weights share storage, which safetensors refuses: parameters are listed once, as the optimiser sees them
     save_file({n: p.detach().contiguous() for n, p in network.named_parameters()}, temporary / "model.safetensors")
     save_file(_optimiser_tensors(network, optimiser), temporary / "optimiser.safetensors")
-    save_file(_rollout_tensors(waiting), temporary / "rollouts.safetensors")
-    state = {
-        "update": update,
-        "rollouts": [{"update": r.update, "version": r.version, "prompts": r.prompts} for r in waiting],
+    save_file(_rollout_tensors(state.waiting), temporary / "rollouts.safetensors")
+    content = {
+        "update": state.update,
+        "beta_scale": state.beta_scale,
+        "rollouts": [{"update": r.update, "version": r.version, "prompts": r.prompts} for r in state.waiting],
         "sha256": {file.name: _sha256(file) for file in sorted(temporary.glob("*.safetensors"))},
     }
-    (temporary / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+    (temporary / "state.json").write_text(json.dumps(content, indent=1) + "\n")
     for file in temporary.iterdir():
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
-    target = folder / f"update-{update:06d}"
+    target = folder / f"update-{state.update:06d}"
     shutil.rmtree(target, ignore_errors=True)
     os.rename(temporary, target)
     for old in _complete(folder)[:-KEPT]:
@@ -51,35 +60,42 @@ def save_checkpoint(
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def load_checkpoint(
-    folder: Path, network: Any, optimiser: torch.optim.Optimizer, warn: Any
-) -> tuple[int, list[Rollout]]:
-    """Restore the newest sound checkpoint in place; (updates done, waiting rollouts), or (0, []) if there is none.
+def load_checkpoint(folder: Path, network: Any, optimiser: torch.optim.Optimizer, warn: Warn) -> State:
+    """Restore the newest sound checkpoint in place; the state of a run that has not begun if there is none."""
+    checkpoint = newest_sound(folder, warn)
+    if checkpoint is None:
+        return State(0, 1.0, [])
+    load_weights(checkpoint, network)
+    _restore_optimiser(network, optimiser, load_file(checkpoint / "optimiser.safetensors"))
+    rollouts = load_file(checkpoint / "rollouts.safetensors", device=str(network.device))
+    content = _content(checkpoint)
+    return State(content["update"], content["beta_scale"], _rollouts(content["rollouts"], rollouts))
 
-    A broken one is passed over with a warning, `warn(text)`.
-    """
+
+def newest_sound(folder: Path, warn: Warn) -> Path | None:
+    """The newest checkpoint whose files are what was written; a broken one is passed over with a warning."""
     for checkpoint in reversed(_complete(folder)):
-        state = _state(checkpoint)
-        digests = state.get("sha256", {"state.json": "unreadable"})
+        digests = _content(checkpoint).get("sha256", {"state.json": "unreadable"})
         broken = [name for name, digest in digests.items() if not _is_sound(checkpoint / name, digest)]
-        if broken:
-            warn(f"checkpoint {checkpoint.name} is damaged ({', '.join(broken)}): trying the one before")
-            continue
-        weights = load_file(checkpoint / "model.safetensors")
-        with torch.no_grad():
-            for name, parameter in network.named_parameters():
-                parameter.copy_(weights[name])
-        _restore_optimiser(network, optimiser, load_file(checkpoint / "optimiser.safetensors"))
-        rollouts = load_file(checkpoint / "rollouts.safetensors", device=str(network.device))
-        return state["update"], _rollouts(state["rollouts"], rollouts)
-    return 0, []
+        if not broken:
+            return checkpoint
+        warn(f"checkpoint {checkpoint.name} is damaged ({', '.join(broken)}): trying the one before")
+    return None
+
+
+def load_weights(checkpoint: Path, network: Any) -> None:
+    """Copy a checkpoint's weights into a network of the same shape."""
+    weights = load_file(checkpoint / "model.safetensors")
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(weights[name])
 
 
 def _complete(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("update-*") if (path / "state.json").exists())
 
 
-def _state(checkpoint: Path) -> dict[str, Any]:
+def _content(checkpoint: Path) -> dict[str, Any]:
     """Content of `state.json`, empty if it is damaged."""
     try:
         return json.loads((checkpoint / "state.json").read_text())

@@ -21,7 +21,7 @@ from klsweep.rollout.engine import Rollout
 from klsweep.rollout.random import Stream, prompt_order, uniforms
 from klsweep.tracking import Tracker
 from klsweep.training import metrics as measure
-from klsweep.training.checkpoint import load_checkpoint, save_checkpoint
+from klsweep.training.checkpoint import State, load_checkpoint, save_checkpoint
 from klsweep.training.evaluate import ItemRow, evaluate, summary
 from klsweep.training.step import Learner
 
@@ -51,12 +51,13 @@ def train(
     """
     settings, algorithm, seed = spec.train, spec.algorithm, spec.root.seed
     temperature, max_length = spec.rollout.temperature, spec.task.max_response_tokens
-    objective = build_objective(spec.estimator, spec.placement, spec.clip, algorithm, spec.kl)
+    objective = build_objective(spec.estimator, spec.placement, spec.clip, algorithm, spec.kl, spec.correction)
     network, tokenizer = load_policy(spec.model)
     reference = copy.deepcopy(network).requires_grad_(False)  # before any checkpoint: always the base
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    done, waiting = load_checkpoint(folder.checkpoints, network, optimiser, _warn)
-    queue = RolloutQueue(spec.sampling.lag, settings.updates, waiting)
+    state = load_checkpoint(folder.checkpoints, network, optimiser, _warn)
+    done, beta_scale = state.update, state.beta_scale
+    queue = RolloutQueue(spec.sampling.lag, settings.updates, state.waiting)
     sampler = spec.rollout.bind(network, tokenizer)
     learner = Learner(
         network=network,
@@ -103,16 +104,20 @@ def train(
         folder.beat()
         on_update(update, row)
 
+    def save() -> None:
+        state = State(done, beta_scale, list(queue.waiting))
+        save_checkpoint(folder.checkpoints, state, network, optimiser)
+
     if done == 0:
         rows = _base_evaluation(spec, artifacts, run_evaluation)
         record_update(0, record_evaluation(0, rows))
     saved_at = time.monotonic()
     while done < settings.updates:
         if should_stop():
-            save_checkpoint(folder.checkpoints, done, network, optimiser, list(queue.waiting))
+            save()
             return Outcome("preempted")
         update, clock = done + 1, Clock()
-        beta = spec.kl.beta(update, settings.updates) if objective.has_kl else 0.0
+        betas = objective.kl.betas(update, settings.updates, beta_scale)
         for group in optimiser.param_groups:
             group["lr"] = settings.lr_at(update)
         try:
@@ -124,20 +129,21 @@ def train(
         with clock.phase("score"):
             scores = score(network, reference, tokens, temperature, settings.micro_batch_size)
         advantages = objective.advantages(
-            rollout.rewards, scores.old_logprobs, scores.ref_logprobs, tokens.mask, beta, scores.exact_kl
+            rollout.rewards, scores.old_logprobs, scores.ref_logprobs, tokens.mask, betas.reward, scores.exact_kl
         )
         with clock.phase("step"):
-            steps = learner.update(tokens, scores, advantages, beta)
+            steps = learner.update(rollout.generation, scores, advantages, betas.loss)
         row: measure.Metrics = {
             **measure.reward_metrics(rollout.rewards, algorithm.group_size),
             **measure.kl_metrics(scores, tokens.mask),
             **measure.clip_metrics(scores, tokens.mask, objective),
-            **measure.strength_metrics(beta, tokens.lengths, objective, max_length),
-            **measure.staleness_metrics(rollout, scores, update),
+            **measure.strength_metrics(betas, tokens.lengths, objective, max_length),
+            **measure.staleness_metrics(rollout, scores, update, objective),
             **measure.length_metrics(rollout),
             **steps,
             "lr": settings.lr_at(update),
         }
+        beta_scale = objective.kl.adapted(beta_scale, row["kl/k1_sequence"], len(rollout.rewards))
         cause = measure.divergence(row, settings.max_kl, settings.min_reward)
         done = update
         every = spec.eval.every
@@ -151,7 +157,7 @@ def train(
         due = done == settings.updates or time.monotonic() - saved_at >= settings.checkpoint_seconds
         if due and cause is None:  # a run killed while it ends as diverged must not go on after its divergence
             with clock.phase("checkpoint"):
-                save_checkpoint(folder.checkpoints, done, network, optimiser, list(queue.waiting))
+                save()
             saved_at = time.monotonic()
         append_rows(folder.timing, [{"update": update, **clock.row(int(tokens.mask.sum().item()))}])
         if cause is not None:

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from klsweep.model.policy import Scores
+from klsweep.objective.importance import Correction, importance_weight
 from klsweep.objective.kl import k1, k2, k3
 from klsweep.objective.objective import Objective, masked
-from klsweep.objective.reduce import per_sequence_scale
+from klsweep.objective.reduce import Aggregation, per_sequence_scale
+from klsweep.objective.regulariser import Betas
 from klsweep.rollout.engine import Rollout
 
 Metrics = dict[str, float | int]
@@ -42,7 +44,7 @@ def kl_metrics(scores: Scores, mask: Tensor) -> Metrics:
 
 def clip_metrics(scores: Scores, mask: Tensor, objective: Objective) -> Metrics:
     """Share of log-ratios beyond the KL clip and E|ℓ − ℓ^τ|, at the level the clip acts on; none without a clip."""
-    level = objective.clip.level
+    level = objective.clip.input_level
     if level is None or not objective.has_kl:
         return {}
     log_ratio = masked(scores.old_logprobs - scores.ref_logprobs, mask)
@@ -63,18 +65,31 @@ def reward_metrics(rewards: Tensor, group_size: int) -> Metrics:
     }
 
 
-def staleness_metrics(rollout: Rollout, scores: Scores, update: int) -> Metrics:
-    """How far the sampler was from the policy that trains on its tokens.
+def staleness_metrics(rollout: Rollout, scores: Scores, update: int, objective: Objective) -> Metrics:
+    """How far the sampler was from the policy that trains on its tokens, and what the correction made of it.
 
     Sequence weights w_i = exp(Σ_t log π_old − log μ); `sampler/ess` is (Σw)²/(BΣw²), 1 when μ is π_old.
+    `correction/*`: mean weight per token, and the share of tokens whose weight was truncated or masked.
     """
     tokens = rollout.generation.tokens
     log_weights = masked(scores.old_logprobs - rollout.generation.sampler_logprobs, tokens.mask).double()
     weights = torch.softmax(log_weights.sum(1), 0)
     return {
+        **_correction_metrics(log_weights, tokens.mask, objective.correction),
         "sampler/lag": update - 1 - rollout.version,
         "sampler/log_ratio_abs_token": _token_mean(log_weights.abs(), tokens.mask),
         "sampler/ess": (1.0 / (len(weights) * weights.square().sum())).item(),
+    }
+
+
+def _correction_metrics(log_weights: Tensor, mask: Tensor, correction: Correction) -> Metrics:
+    if correction.level is None:
+        return {}
+    applied = correction(log_weights).expand_as(mask)
+    changed = applied != importance_weight(log_weights, correction.level).expand_as(mask)
+    return {
+        "correction/weight": _token_mean(applied, mask),
+        "correction/changed_fraction": _token_mean(changed.double(), mask),
     }
 
 
@@ -88,13 +103,24 @@ def length_metrics(rollout: Rollout) -> Metrics:
     }
 
 
-def strength_metrics(beta: float, lengths: Tensor, objective: Objective, max_length: int) -> Metrics:
-    """β, and what the aggregation makes of it: β times the mean factor on a sequence's KL, relative to seq-sum."""
-    aggregation = objective.algorithm.aggregation
+def strength_metrics(betas: Betas, lengths: Tensor, objective: Objective, max_length: int) -> Metrics:
+    """β of each half, and what the aggregation makes of it: β times the mean factor on a sequence's KL.
+
+    Relative to seq-sum, where the factor is 1.
+    """
+    metrics: Metrics = {}
+    if objective.placement.in_reward:
+        scale = _mean_scale(lengths, objective.algorithm.aggregation, max_length)
+        metrics |= {"beta/reward": betas.reward, "beta/reward_effective_per_sequence": betas.reward * scale}
+    if objective.placement.in_loss:
+        scale = _mean_scale(lengths, objective.kl_aggregation, max_length)
+        metrics |= {"beta/loss": betas.loss, "beta/loss_effective_per_sequence": betas.loss * scale}
+    return metrics
+
+
+def _mean_scale(lengths: Tensor, aggregation: Aggregation, max_length: int) -> float:
     scale = per_sequence_scale(lengths, aggregation, max_length).double().mean().item()
-    if aggregation == "token-mean":
-        scale /= lengths.double().mean().item()
-    return {"beta/nominal": beta, "beta/effective_per_sequence": beta * scale}
+    return scale / lengths.double().mean().item() if aggregation == "token-mean" else scale
 
 
 class RatioStatistics:

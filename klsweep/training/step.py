@@ -9,7 +9,7 @@ from torch import Tensor
 from klsweep.model.policy import Scores, Tokens, chosen, response_distributions
 from klsweep.objective.kl import exact_token_kl
 from klsweep.objective.objective import Objective
-from klsweep.objective.reduce import global_count
+from klsweep.rollout.engine import Generation
 from klsweep.training.metrics import Metrics, RatioStatistics
 
 
@@ -27,14 +27,15 @@ class Learner:
     micro_batch_size: int
     max_grad_norm: float
 
-    def update(self, tokens: Tokens, scores: Scores, advantages: Tensor, beta: float) -> Metrics:
+    def update(self, generation: Generation, scores: Scores, advantages: Tensor, beta: float) -> Metrics:
         """Take one optimiser step per minibatch. A gradient that is not finite is never stepped on: it ends the update.
 
-        Returns loss terms and gradient norms (before clipping) averaged over the minibatches, and ratio statistics.
+        `beta`: that of the KL loss. Returns loss terms and gradient norms (before clipping) averaged over the
+        minibatches, and ratio statistics.
         """
         ratios, losses, norms = RatioStatistics(), [], []
         for rows in torch.arange(len(advantages)).chunk(self.minibatches):
-            losses.append(self._accumulate(rows, tokens, scores, advantages, beta, ratios))
+            losses.append(self._accumulate(rows, generation, scores, advantages, beta, ratios))
             norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
             norms.append(norm.item())
             if not torch.isfinite(norm):
@@ -53,11 +54,18 @@ class Learner:
         }
 
     def _accumulate(
-        self, rows: Tensor, tokens: Tokens, scores: Scores, advantages: Tensor, beta: float, ratios: RatioStatistics
+        self,
+        rows: Tensor,
+        generation: Generation,
+        scores: Scores,
+        advantages: Tensor,
+        beta: float,
+        ratios: RatioStatistics,
     ) -> Tensor:
         """Add a minibatch's gradient, one micro-batch at a time. Returns its policy and KL loss, ``[2]``."""
         objective, algorithm = self.objective, self.objective.algorithm
-        count = global_count(tokens.lengths[rows], algorithm.aggregation)
+        tokens = generation.tokens
+        counts = objective.counts(tokens.lengths[rows])
         total = torch.zeros(2, device=advantages.device)
         for part in rows.split(self.micro_batch_size):
             micro = tokens.rows(part)
@@ -68,22 +76,20 @@ class Learner:
                 logprobs,
                 old,
                 scores.ref_logprobs[part],
+                generation.sampler_logprobs[part],
                 advantages[part],
                 micro.mask,
                 self._exact_kl(distributions, micro),
             )
-            loss = objective.loss(terms, micro.lengths, beta, count, self.max_length)
-            loss.backward()
-            with torch.no_grad():
-                policy = objective.loss(terms, micro.lengths, 0.0, count, self.max_length)
-                kl_only = terms._replace(policy=torch.zeros_like(terms.policy))
-                total += torch.stack([policy, objective.loss(kl_only, micro.lengths, 1.0, count, self.max_length)])
+            share = objective.aggregate(terms, micro.lengths, counts, self.max_length)
+            (share.policy + beta * share.kl).backward()
+            total += torch.stack(share).detach()
             ratios.add(logprobs, old, micro.mask, algorithm.clip_low, algorithm.clip_high)
         return total
 
     def _exact_kl(self, distributions: Tensor, micro: Tokens) -> Tensor | None:
         """Differentiable KL of the token distributions ``[B, T]`` if the KL loss asks for it."""
-        if not (self.objective.placement.in_loss and self.objective.estimator.needs_distributions):
+        if not self.objective.loss_needs_distributions:
             return None
         with torch.no_grad():
             reference = response_distributions(self.reference, micro, self.temperature)

@@ -9,11 +9,12 @@ import yaml
 from klsweep.config.build import Builder
 from klsweep.config.compose import CONF, composer, resolve
 from klsweep.config.grid import compose_point, expand
-from klsweep.objective.objective import Objective
+from klsweep.objective.objective import build_objective
 from tests.conftest import planned
 
 YAMLS = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
-AXES = {"estimator", "placement", "clip", "sampling"}
+AXES = {"estimator", "placement", "clip", "correction", "sampling"}
+PARTS = ("estimator", "placement", "clip", "algorithm", "kl", "correction")
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=str)
@@ -21,7 +22,7 @@ def test_every_shipped_file_composes_and_builds(path: Path):
     plan = planned(f"{path.parent}={path.stem}")
     assert plan.runs
     for run in plan.runs:
-        Objective(run.spec.estimator, run.spec.placement, run.spec.clip, run.spec.algorithm)
+        build_objective(*(getattr(run.spec, name) for name in PARTS))
 
 
 @pytest.mark.parametrize("axis", sorted(AXES | {"model", "algorithm", "task"}))
@@ -231,7 +232,7 @@ def test_a_users_component_needs_its_package_allowed(in_tmp, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(in_tmp))
     (in_tmp / "estimator").mkdir()
-    (in_tmp / "estimator" / "half.yaml").write_text("_target_: mylab.Half\n")
+    (in_tmp / "estimator" / "half.yaml").write_text("_target_: mylab.Half\ngradient: same\nclip_gradient: false\n")
     with composer(in_tmp) as session:
         cell = expand(session, ["estimator=half", "plugins=[mylab]"]).cells[0]
         assert Builder().run_spec(cell.config).estimator(6.0) == 3.0  # pyright: ignore

@@ -90,6 +90,51 @@ def test_a_neutral_field_added_later_keeps_old_ids():
     assert run_id(flat) == planned("train.weight_decay=0.0", "rollout.top_p=1.0").runs[0].run_id
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["estimator=k1", "placement=reward", "estimator.gradient=k2"], ["estimator=k1", "placement=reward"]),
+        (["estimator=k2", "placement=loss", "estimator.gradient=k2"], ["estimator=k2", "placement=loss"]),
+        (["placement=loss", "kl.weight=token"], ["placement=loss"]),  # one step per batch: the weight is 1
+        (["clip=fixed", "clip.low=-2", "clip.high=2"], ["clip=fixed", "clip.tau=2.0"]),
+        (["clip=fixed", "clip.half=loss"], ["clip=fixed"]),
+        (["kl.target=3.0", "kl.horizon=9.0"], []),
+        (["placement=loss", "kl.aggregation=seq-sum"], ["placement=loss"]),
+        (["placement=loss", "kl.coef=0.3", "kl.loss_coef=0.1"], ["placement=loss", "kl.coef=0.1"]),
+        (
+            ["placement=reward_and_loss", "placement.loss_estimator=k3", "kl.coef=0", "kl.loss_coef=0.1"],
+            ["placement=loss", "estimator=k3"],
+        ),
+        (["placement=reward_and_loss", "kl.loss_coef=0.0", "estimator=k3"], ["placement=reward", "estimator=k3"]),
+    ],
+    ids=lambda overrides: " ".join(overrides) or "default",
+)
+def test_two_spellings_of_one_run(one, other):
+    assert planned(*one).runs[0].run_id == planned(*other).runs[0].run_id
+
+
+@pytest.mark.parametrize(
+    ("base", "change"),
+    [
+        (["estimator=k3", "placement=loss"], ["estimator.gradient=k2"]),
+        (["placement=loss"], ["kl.weight=token", "kl.weight_over=sampler"]),
+        (["placement=loss"], ["kl.weight=token", "kl.weight_grad=differentiable"]),
+        (["clip=fixed"], ["clip.low=-0.5"]),
+        (["clip=fixed"], ["clip.output=3.0"]),
+        ([], ["correction=truncated"]),
+        (["placement=loss"], ["kl.aggregation=token-mean"]),
+        (["placement=reward_and_loss"], ["kl.loss_coef=0.3"]),
+        (["placement=reward_and_loss"], ["placement.loss_estimator=k3"]),
+        (["estimator=k1", "placement=loss", "estimator.gradient=k2"], ["placement.level=sequence"]),
+        ([], ["placement.credit=token"]),
+        ([], ["kl.schedule=adaptive", "kl.target=3.0", "kl.horizon=9000.0"]),
+    ],
+    ids=lambda overrides: " ".join(overrides) or "default",
+)
+def test_two_runs_that_differ(base, change):
+    assert planned(*base).runs[0].run_id != planned(*base, *change).runs[0].run_id
+
+
 def test_the_cell_is_the_run_without_its_seed():
     rows = [run.row for run in planned("seed=0,1").runs]
     assert rows[0]["cell_id"] == rows[1]["cell_id"]

@@ -51,9 +51,9 @@ def expected_gradient(objective, theta: Tensor, ref: Tensor) -> Tensor:
     old, mask = logprobs.detach(), torch.ones(len(y), T, dtype=torch.float64)
     exact = exact_token_kl(dist, ref_dist)
     advantages = objective.advantages(torch.zeros(len(y)).double(), old, ref_logprobs, mask, 1.0, exact)
-    terms = objective.terms(logprobs, old, ref_logprobs, advantages, mask, exact)
+    terms = objective.terms(logprobs, old, ref_logprobs, old, advantages, mask, exact)
     weights = old.sum(1).exp()
-    loss = objective.loss(terms, mask.sum(1), 1.0, weights.sum(), T, weights)
+    loss = (weights * (terms.policy + terms.kl)).sum()
     return torch.autograd.grad(loss, theta, allow_unused=True)[0]
 
 

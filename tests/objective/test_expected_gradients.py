@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from klsweep.objective.kl import K1, K2, K3, Abs, Full
-from klsweep.objective.objective import Objective
-from tests.conftest import algorithm, fixed_clip, no_clip, placed
+from klsweep.objective.objective import Terms
+from tests.conftest import algorithm, composed, fixed_clip, no_clip, placed
 from tests.objective.tabular import (
     T,
     chosen,
@@ -58,7 +58,7 @@ def test_the_target_itself():
 @pytest.mark.parametrize(("estimator", "placement", "clip", "error"), CASES)
 def test_relative_error_of_the_expected_gradient(estimator, placement, clip, error):
     theta, ref = instance_a()
-    objective = Objective(estimator(), placement, clip or no_clip(), algorithm())
+    objective = composed(estimator, placement, clip or no_clip(), algorithm())
     gradient = expected_gradient(objective, theta, ref)
     digits = 5e-4 if error == 1.006 else 1e-6
     assert relative_error(gradient, sequence_kl_gradient(theta, ref)[1]) == pytest.approx(error, abs=digits)
@@ -71,12 +71,13 @@ def test_k1_in_loss_has_gradient_zero_unless_the_normaliser_depends_on_the_respo
     mask = torch.cat([torch.ones(len(y), 1), (y[:, :-1] != 0).cumprod(1).float()], 1).double()
     sizes = {}
     for aggregation in ("seq-sum", "fixed", "seq-mean"):
-        objective = Objective(K1(), placed("loss"), no_clip(), algorithm(aggregation=aggregation))
+        objective = composed(K1, placed("loss"), no_clip(), algorithm(aggregation=aggregation))
         logprobs = chosen(distributions(theta, y), y)
         old, ref_logprobs = logprobs.detach(), chosen(distributions(ref, y), y)
-        terms = objective.terms(logprobs, old, ref_logprobs, torch.zeros_like(old), mask)
+        terms = objective.terms(logprobs, old, ref_logprobs, old, torch.zeros_like(old), mask)
         weights = old.sum(1).exp()
-        loss = objective.loss(terms, mask.sum(1), 1.0, weights.sum(), T, weights)
+        counts = objective.counts(mask.sum(1), weights)
+        loss = objective.aggregate(Terms(terms.policy * weights, terms.kl * weights), mask.sum(1), counts, T).kl
         sizes[aggregation] = torch.autograd.grad(loss, theta)[0].norm().item()
     assert sizes["seq-sum"] < 1e-15
     assert sizes["fixed"] < 1e-15

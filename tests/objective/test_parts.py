@@ -7,12 +7,21 @@ import torch
 
 from klsweep.objective.clip import hard_clip, straight_through_clip
 from klsweep.objective.kl import K1, K2, K3, Abs, Full, exact_token_kl
-from klsweep.objective.objective import Objective, Terms, Undefined, build_objective, masked
+from klsweep.objective.objective import Terms, Undefined, build_objective, masked
 from klsweep.objective.placement import to_go
 from klsweep.objective.policy_loss import clipped_surrogate
-from klsweep.objective.reduce import global_count, per_sequence_scale, weighted_sum
-from klsweep.objective.schedule import KL
-from tests.conftest import ALGORITHMS, algorithm, fixed_clip, no_clip, placed
+from klsweep.objective.reduce import global_count, per_sequence_scale, scaled_sum
+from tests.conftest import (
+    ALGORITHMS,
+    algorithm,
+    composed,
+    corrected,
+    estimating,
+    fixed_clip,
+    no_clip,
+    placed,
+    regularised,
+)
 
 
 def _value_and_gradient(function, x: float) -> tuple[float, float]:
@@ -31,39 +40,43 @@ def _value_and_gradient(function, x: float) -> tuple[float, float]:
     ],
 )
 def test_estimators_at_minus_one_half(estimator, value, gradient):
-    assert _value_and_gradient(estimator(), -0.5) == pytest.approx((value, gradient))
+    assert _value_and_gradient(estimating(estimator), -0.5) == pytest.approx((value, gradient))
 
 
 def test_k3_keeps_its_digits_near_zero():
-    assert _value_and_gradient(K3(), 1e-6)[0] == pytest.approx(5e-13, rel=1e-4)
+    assert _value_and_gradient(estimating(K3), 1e-6)[0] == pytest.approx(5e-13, rel=1e-4)
 
 
 def test_full_is_the_sum_over_the_vocabulary():
     p, q = torch.tensor([0.5, 0.5, 0.0]).log(), torch.tensor([0.25, 0.25, 0.5]).log()
     assert exact_token_kl(p, q).item() == pytest.approx(math.log(2))
-    assert Full()(torch.zeros(1), torch.tensor([3.0])).item() == 3.0
+    assert estimating(Full)(torch.zeros(1), torch.tensor([3.0])).item() == 3.0
     with pytest.raises(ValueError, match="exact_kl"):
-        Full()(torch.zeros(1))
+        estimating(Full)(torch.zeros(1))
 
 
 def test_clipped_k3_and_k2_at_one_and_a_half():
     """ℓ = 1.5, τ = 1: hard has no gradient, straight-through keeps that of the clipped value."""
-    assert _value_and_gradient(lambda x: K3()(hard_clip(x, 1.0)), 1.5) == pytest.approx((0.367879, 0.0), abs=1e-6)
-    through = _value_and_gradient(lambda x: K3()(straight_through_clip(x, 1.0)), 1.5)
+    assert _value_and_gradient(lambda x: estimating(K3)(hard_clip(x, -1.0, 1.0)), 1.5) == pytest.approx(
+        (0.367879, 0.0), abs=1e-6
+    )
+    through = _value_and_gradient(lambda x: estimating(K3)(straight_through_clip(x, -1.0, 1.0)), 1.5)
     assert through == pytest.approx((0.367879, 0.632121), abs=1e-6)
-    assert _value_and_gradient(lambda x: K2()(straight_through_clip(x, 1.0)), 1.5) == pytest.approx((0.5, 1.0))
+    assert _value_and_gradient(lambda x: estimating(K2)(straight_through_clip(x, -1.0, 1.0)), 1.5) == pytest.approx(
+        (0.5, 1.0)
+    )
 
 
 def test_a_straight_through_clip_has_exactly_the_value_of_a_hard_one():
     log_ratio = 3 * torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(straight_through_clip(log_ratio, 0.7), hard_clip(log_ratio, 0.7))
+    assert torch.equal(straight_through_clip(log_ratio, -0.7, 0.7), hard_clip(log_ratio, -0.7, 0.7))
 
 
 def test_beta_zero_is_no_kl_whatever_the_other_axes_say():
-    parts = (Full(), placed("loss"), fixed_clip(1.0), algorithm())
-    assert not build_objective(*parts, KL(coef=0.0, schedule="constant", final_coef=0.0)).has_kl
+    parts = (estimating(Full), placed("loss"), fixed_clip(1.0), algorithm())
+    assert not build_objective(*parts, regularised(0.0), corrected()).has_kl
     with pytest.raises(Undefined):
-        build_objective(*parts, KL(coef=0.1, schedule="constant", final_coef=0.0))
+        build_objective(*parts, regularised(0.1), corrected())
 
 
 def test_a_clip_acts_at_its_own_level_only():
@@ -91,7 +104,7 @@ REWARDS, SUMS, BETA = torch.tensor([1.0, 0, 0, 0]).double(), torch.tensor([0.2, 
 )
 def test_kl_in_reward_through_each_advantage(name, baseline, expected):
     """One token per sequence, k1: the log-ratios are the charges Σk = (.2, .4, .6, .8)."""
-    objective = Objective(K1(), placed("reward", baseline=baseline), no_clip(), algorithm(ALGORITHMS[name]))
+    objective = composed(K1, placed("reward", baseline=baseline), no_clip(), algorithm(ALGORITHMS[name]))
     ones = torch.ones(4, 1).double()
     advantages = objective.advantages(REWARDS, SUMS[:, None], 0 * ones, ones, BETA)
     assert advantages.squeeze(1).tolist() == pytest.approx(expected, abs=1e-6)
@@ -110,9 +123,9 @@ def test_credit_to_go_charges_a_token_with_what_follows():
     mask, zeros = torch.ones(1, 3), torch.zeros(1, 3)
     reward = torch.tensor([10.0])
     for credit, expected in (("to_go", [3.0, 4.0, 6.0]), ("sequence", [3.0, 3.0, 3.0])):
-        objective = Objective(K1(), placed("reward", credit=credit), no_clip(), algorithm(group_size=1))
+        objective = composed(K1, placed("reward", credit=credit), no_clip(), algorithm(group_size=1))
         assert objective.advantages(reward, values, zeros, mask, 1.0).tolist() == [expected]
-    full = Objective(Full(), placed("reward", credit="to_go"), no_clip(), algorithm(group_size=1))
+    full = composed(Full, placed("reward", credit="to_go"), no_clip(), algorithm(group_size=1))
     assert full.advantages(reward, values, zeros, mask, 1.0, values).tolist() == [[4.0, 6.0, 10.0]]
 
 
@@ -121,18 +134,25 @@ def test_a_sequence_clip_in_reward_charges_once_per_sequence():
     log_ratio, zeros, mask = torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2), torch.ones(1, 2)
     charges = {}
     for name, clip in (("sequence", fixed_clip(2.0, "sequence")), ("token", fixed_clip(2.0)), ("none", no_clip())):
-        objective = Objective(K2(), placed("reward"), clip, algorithm(group_size=1))
+        objective = composed(K2, placed("reward"), clip, algorithm(group_size=1))
         charges[name] = -objective.advantages(torch.zeros(1), log_ratio, zeros, mask, 1.0)[0, 0].item()
     assert charges == {"sequence": 2.0, "token": 2.5, "none": 2.5}
 
 
+def kl_loss(objective, log_ratio, mask) -> float:
+    """The KL loss of one sequence whose sampler, old and current policy are the same."""
+    zeros = torch.zeros_like(log_ratio)
+    logprobs = log_ratio.clone().requires_grad_()
+    return objective.terms(logprobs, log_ratio, zeros, log_ratio, zeros, mask).kl.item()
+
+
 def test_loss_level_token_and_sequence():
     """k2 of token log-ratios (1, 2): ½ + 2 per token, ½·9 of the sum; a token clip at 1 acts before the sum."""
-    log_ratio, zeros, mask = torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2), torch.ones(1, 2)
+    log_ratio, mask = torch.tensor([[1.0, 2.0]]), torch.ones(1, 2)
 
     def kl_term(level: str, clip) -> float:
-        objective = Objective(K2(), placed("loss", level=level), clip, algorithm(group_size=1))
-        return objective.terms(log_ratio, log_ratio, zeros, zeros, mask).kl.item()
+        objective = composed(K2, placed("loss", level=level), clip, algorithm(group_size=1))
+        return kl_loss(objective, log_ratio, mask)
 
     assert kl_term("token", no_clip()) == 2.5
     assert kl_term("sequence", no_clip()) == 4.5
@@ -145,15 +165,15 @@ def test_where_each_placement_puts_its_term():
     log_ratio, zeros, mask = torch.tensor([[0.5]]), torch.zeros(1, 1), torch.ones(1, 1)
     seen = {}
     for where in ("none", "reward", "loss", "reward_and_loss"):
-        objective = Objective(K1(), placed(where), no_clip(), algorithm(group_size=1))
+        objective = composed(K1, placed(where), no_clip(), algorithm(group_size=1))
         advantage = objective.advantages(torch.ones(1), log_ratio, zeros, mask, 1.0).item()
-        seen[where] = (advantage, objective.terms(log_ratio, log_ratio, zeros, zeros, mask).kl.item())
+        seen[where] = (advantage, kl_loss(objective, log_ratio, mask))
     assert seen == {"none": (1.0, 0.0), "reward": (0.5, 0.0), "loss": (1.0, 0.5), "reward_and_loss": (0.5, 0.5)}
 
 
 def test_a_charge_in_the_reward_carries_no_gradient():
     logprobs = torch.tensor([[0.5]], requires_grad=True)
-    objective = Objective(K3(), placed("reward"), no_clip(), algorithm(group_size=1))
+    objective = composed(K3, placed("reward"), no_clip(), algorithm(group_size=1))
     advantages = objective.advantages(torch.ones(1), logprobs, torch.zeros(1, 1), torch.ones(1, 1), 1.0)
     assert not advantages.requires_grad
 
@@ -161,8 +181,9 @@ def test_a_charge_in_the_reward_carries_no_gradient():
 def test_masked_tokens_contribute_exactly_nothing():
     assert masked(torch.tensor([1.0, torch.nan, -torch.inf]), torch.tensor([1.0, 0, 0])).tolist() == [1.0, 0.0, 0.0]
     logprobs = torch.tensor([[0.5, -torch.inf]], requires_grad=True)
-    objective = Objective(K3(), placed("loss"), no_clip(), algorithm(group_size=1))
-    terms = objective.terms(logprobs, logprobs.detach(), torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([[1.0, 0]]))
+    objective = composed(K3, placed("loss"), no_clip(), algorithm(group_size=1))
+    old, mask = logprobs.detach(), torch.tensor([[1.0, 0]])
+    terms = objective.terms(logprobs, old, torch.zeros(1, 2), old, torch.ones(1, 2), mask)
     assert terms.kl.item() == pytest.approx(math.exp(-0.5) - 0.5)
     assert terms.policy.item() == -1.0
     (terms.policy + terms.kl).sum().backward()
@@ -183,9 +204,9 @@ def test_ratio_clipping_with_bounds_of_its_own(ratio, advantage, loss):
 
 def test_the_objective_clips_with_the_algorithms_own_bounds():
     """Ratios 1.5 and 0.5 clipped to [0.7, 1.1]: −min(1.5, 1.1) and −min(−0.5, −0.7)."""
-    objective = Objective(K1(), placed("none"), no_clip(), algorithm(group_size=1, clip=(0.3, 0.1)))
+    objective = composed(K1, placed("none"), no_clip(), algorithm(group_size=1, clip=(0.3, 0.1)))
     logprobs, zeros = torch.tensor([[1.5], [0.5]]).log(), torch.zeros(2, 1)
-    terms = objective.terms(logprobs, zeros, zeros, torch.tensor([[1.0], [-1.0]]), torch.ones(2, 1))
+    terms = objective.terms(logprobs, zeros, zeros, zeros, torch.tensor([[1.0], [-1.0]]), torch.ones(2, 1))
     assert terms.policy.tolist() == pytest.approx([-1.1, 0.7])
 
 
@@ -195,22 +216,22 @@ def test_aggregations_of_the_worked_example():
     expected = {"seq-sum": 0.85, "token-mean": 0.283333, "seq-mean": 0.325, "fixed": 0.10625}
     for aggregation, value in expected.items():
         count = global_count(lengths, aggregation)  # pyright: ignore
-        total = weighted_sum(sums, lengths, aggregation, 8)  # pyright: ignore
+        total = scaled_sum(sums, lengths, aggregation, 8)  # pyright: ignore
         assert (total / count).item() == pytest.approx(value, abs=1e-6)
     assert per_sequence_scale(lengths, "fixed", 8).tolist() == [0.125, 0.125]
 
 
-def test_the_loss_is_policy_plus_beta_times_kl():
-    """(1 + ½·3 + 2 + ½·5)/2 = 3.5, and with weights (3, 1): (3·2.5 + 4.5)/4 = 3."""
-    objective = Objective(K1(), placed("loss"), no_clip(), algorithm())
-    terms, lengths = Terms(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])), torch.ones(2)
-    assert objective.loss(terms, lengths, 0.5, torch.tensor(2.0), 8).item() == 3.5
-    assert objective.loss(terms, lengths, 0.5, torch.tensor(4.0), 8, torch.tensor([3.0, 1.0])).item() == 3.0
+def test_policy_and_kl_are_aggregated_apart():
+    """Policy (1, 2) as seq-sum: 1.5. KL (3, 5) of lengths (1, 4) as seq-mean: (3 + 1.25)/2; as token-mean: 8/5."""
+    terms, lengths = Terms(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])), torch.tensor([1.0, 4.0])
+    for aggregation, expected in ((None, 4.0), ("seq-mean", 2.125), ("token-mean", 1.6), ("fixed", 0.5)):
+        objective = composed(K1, placed("loss"), kl=regularised(aggregation=aggregation))
+        loss = objective.aggregate(terms, lengths, objective.counts(lengths), 8)
+        assert (loss.policy.item(), loss.kl.item()) == pytest.approx((1.5, expected))
 
 
-def test_per_sequence_weights_enter_sum_and_count():
-    sums, lengths, weights = torch.tensor([1.0, 5.0]), torch.tensor([2.0, 4.0]), torch.tensor([3.0, 1.0])
-    assert weighted_sum(sums, lengths, "seq-sum", 8, weights).item() == 8.0
+def test_per_sequence_weights_enter_the_count():
+    lengths, weights = torch.tensor([2.0, 4.0]), torch.tensor([3.0, 1.0])
     assert global_count(lengths, "seq-sum", weights).item() == 4.0
     assert global_count(lengths, "token-mean", weights).item() == 10.0
 
@@ -229,16 +250,18 @@ def test_loss_and_gradient_do_not_depend_on_the_split_into_micro_batches(aggrega
     old, ref, exact_base = theta.detach() + 0.1 * normal(*shape), normal(*shape), normal(*shape).abs()
     mask = (torch.arange(5)[None, :] < torch.tensor([1, 2, 3, 4, 5, 5, 2, 1])[:, None]).double()
     rewards = normal(8)
-    objective = Objective(estimator(), placed(where), no_clip(), algorithm(ALGORITHMS["rloo"], 4, aggregation))
+    objective = composed(estimator, placed(where), no_clip(), algorithm(ALGORITHMS["rloo"], 4, aggregation))
     results = []
     for size in (8, 3, 1):
         exact = exact_base * theta.exp()
         advantages = objective.advantages(rewards, old, ref, mask, 0.3, exact)
-        count = global_count(mask.sum(1), aggregation)
+        counts = objective.counts(mask.sum(1))
         loss = torch.zeros(()).double()
         for rows in torch.arange(8).split(size):
-            terms = objective.terms(theta[rows], old[rows], ref[rows], advantages[rows], mask[rows], exact[rows])
-            loss = loss + objective.loss(terms, mask[rows].sum(1), 0.3, count, 5)
+            tensors = (theta, old, ref, old, advantages, mask, exact)
+            terms = objective.terms(*(tensor[rows] for tensor in tensors))
+            share = objective.aggregate(terms, mask[rows].sum(1), counts, 5)
+            loss = loss + share.policy + 0.3 * share.kl
         results.append((loss.item(), torch.autograd.grad(loss, theta)[0]))
     for loss, gradient in results[1:]:
         assert loss == pytest.approx(results[0][0], abs=1e-12)
@@ -251,16 +274,17 @@ def test_loss_and_gradient_do_not_depend_on_the_split_into_micro_batches(aggrega
     [("constant", [0.4, 0.4, 0.4]), ("linear", [0.4, 0.25, 0.1]), ("cosine", [0.4, 0.25, 0.1])],
 )
 def test_beta_over_three_updates(schedule, betas):
-    kl = KL(coef=0.4, schedule=schedule, final_coef=0.1)
-    assert [kl.beta(update, 3) for update in (1, 2, 3)] == pytest.approx(betas)
+    kl = regularised(0.4, schedule=schedule, final_coef=0.1)
+    assert [kl.betas(update, 3).reward for update in (1, 2, 3)] == pytest.approx(betas)
+    assert [kl.betas(update, 3).loss for update in (1, 2, 3)] == pytest.approx(betas)
 
 
 def test_a_cosine_is_not_a_line():
-    line, cosine = (KL(coef=1.0, schedule=s, final_coef=0.0) for s in ("linear", "cosine"))  # pyright: ignore
-    assert line.beta(2, 5) == pytest.approx(0.75)
-    assert cosine.beta(2, 5) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
-    assert not line.is_zero
-    assert KL(coef=0.0, schedule="constant", final_coef=0.5).is_zero
+    line, cosine = (regularised(1.0, schedule=s) for s in ("linear", "cosine"))
+    assert line.betas(2, 5).loss == pytest.approx(0.75)
+    assert cosine.betas(2, 5).loss == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert line.coefficients("reward") == (1.0, 0.0)
+    assert regularised(0.0, final_coef=0.5).coefficients("reward") == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -275,4 +299,4 @@ def test_a_cosine_is_not_a_line():
 )
 def test_meaningless_combinations_are_refused_with_the_reason(estimator, placement, clip, reason):
     with pytest.raises(Undefined, match=reason):
-        Objective(estimator(), placement, clip, algorithm())
+        composed(estimator, placement, clip)

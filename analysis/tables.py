@@ -3,13 +3,11 @@
 import math
 from typing import Any
 
-from rich.table import Table
-
 from klsweep.analysis.compare import COLLAPSE_SHARE, CellResult, Comparison
 from klsweep.analysis.load import LAST_UPDATES
 from klsweep.analysis.stats import Estimate
 from klsweep.cells import varying
-from klsweep.terminal import console
+from klsweep.terminal import console, markdown_grid, print_grid
 
 SHORT = {"clip.tau": "τ", "sampling.async_level": "lag", "placement.credit": "credit", "algorithm.aggregation": "agg."}
 
@@ -49,36 +47,17 @@ def _numbers(estimate: Estimate | None) -> dict[str, Any]:
 
 def to_markdown(comparison: Comparison) -> str:
     """A Markdown table with its coverage line and notes."""
-    header, rows = _grid(comparison)
-    lines = [coverage(comparison), "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", *(f"{note}  " for note in notes(comparison))])
+    lines = [coverage(comparison), "", markdown_grid(*_grid(comparison)), ""]
+    return "\n".join([*lines, *(f"{note}  " for note in notes(comparison))])
 
 
 def print_table(comparison: Comparison) -> None:
     """The table on a terminal, coverage first."""
     out = console()
     out.print(coverage(comparison), style="bold")
-    header, rows = _grid(comparison)
-    table = Table(box=None, header_style="bold", padding=(0, 1))
-    columns = list(zip(header, *rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    if _total(widths) > out.width:
-        # too narrow: break between mean and interval, and lines if need be, but never cut a word or a figure
-        widths = [max(len(word) for cell in column for word in cell.split()) for column in columns]
-        out.width = max(out.width, _total(widths))
-    for i, (name, width) in enumerate(zip(header, widths, strict=True)):
-        table.add_column(name, justify="left" if i == 0 else "right", width=width)
-    for row in rows:
-        table.add_row(*row)
-    out.print(table)
+    print_grid(*_grid(comparison))
     for note in notes(comparison):
         out.print(note)
-
-
-def _total(widths: list[int]) -> int:
-    """Characters of a line: each column has a space on either side."""
-    return sum(widths) + 2 * len(widths)
 
 
 def coverage(comparison: Comparison) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from klsweep import __version__
+from klsweep.audit.options import add_options
 from klsweep.errors import BadInput
 from klsweep.record import SweepFolder
 
@@ -65,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     composing("sweep", _sweep, "run every cell of a grid, skipping what is finished, and compare")
     plan = composing("plan", _plan, "show what a sweep would do, without doing it")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    audits = composing("audit", _audit, "which gradient a configuration's KL term really takes, exactly")
+    add_options(audits)
     status = commands.add_parser("status", help="state of every run of a sweep")
     compare = commands.add_parser("compare", help="comparison table: a row per cell, mean over seeds, 95 %% t interval")
     for sub, command in ((status, _status), (compare, _compare)):
@@ -75,6 +78,18 @@ def _parser() -> argparse.ArgumentParser:
             form.add_argument("--markdown", action="store_true", help="print a Markdown table")
         sub.set_defaults(command=command)
     return parser
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from klsweep.analysis.plots import bias_and_variance
+    from klsweep.audit.command import audit
+    from klsweep.config.compose import composer
+
+    if options.cfg:
+        with composer(options.config_dir) as session:
+            _print_config(session, options.overrides)
+        return OK
+    return audit(options, bias_and_variance)
 
 
 def _make_plan(options: argparse.Namespace) -> "Plan | None":

@@ -1,7 +1,12 @@
-"""The terminal, or what stands in for it."""
+"""The terminal, or what stands in for it, and grids of text for it and for Markdown."""
+
+import re
+from collections.abc import Sequence
 
 from rich.console import Console
+from rich.table import Table
 
+FIGURE = re.compile(r"[-−]?\d|[–]|$")
 PIPE_WIDTH = 200  # a pipe has no width of its own: never fold a line for it
 
 
@@ -11,3 +16,33 @@ def console(stderr: bool = False) -> Console:
     if not found.is_terminal:
         found.width = PIPE_WIDTH
     return found
+
+
+def print_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table; columns of figures are flush right, those of words left. No word or figure is ever cut."""
+    out = console()
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    least = [max(len(word) for cell in column for word in cell.split() or [""]) for column in columns]
+    while _total(widths) > out.width and widths != least:  # too narrow: break lines where most can be gained
+        widest = max((i for i in range(len(widths)) if widths[i] > least[i]), key=widths.__getitem__)
+        widths[widest] -= 1
+    out.width = max(out.width, _total(widths))
+    for name, width, column in zip(header, widths, columns, strict=True):
+        figures = all(FIGURE.match(cell) for cell in column[1:])
+        table.add_column(name, justify="right" if figures else "left", width=width)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def markdown_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as a Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _total(widths: Sequence[int]) -> int:
+    """Characters of a line: each column has a space on either side."""
+    return sum(widths) + 2 * len(widths)

@@ -19,6 +19,7 @@ LAYERS = [
     {"model"},
     {"rollout", "tracking"},
     {"training"},
+    {"audit"},
     {"sweep"},
     {"cli", "train"},
 ]

@@ -42,16 +42,25 @@ def named_gradients(tables: Tables) -> dict[str, Tensor]:
     """
     theta, log_p, log_q = _leaf(tables)
     log_ratio, rows, ref_rows = log_p - log_q, visits(log_p), visits(log_q)
+    fixed = rows.detach()
+    reverse, local_reverse = (_expected(r, log_p, k1(log_ratio)) for r in (rows, fixed))
+    local_forward = _expected(fixed, log_q, -log_ratio)
+    squared, local_squared = (_expected(r, log_p, k2(log_ratio)) for r in (rows, fixed))
+    absolutes, local_absolutes = (_expected(r, log_p, absolute(log_ratio)) for r in (rows, fixed))
+    variation = 0.5 * (fixed[:, :, None] * (log_p.exp() - log_q.exp()).abs()).sum()
     scalars = {
-        "token-local reverse KL": _expected(rows.detach(), log_p, k1(log_ratio)),
-        "token-local forward KL": _expected(rows.detach(), log_q, -log_ratio),
+        "token-local reverse KL": local_reverse,
+        "token-local forward KL": local_forward,
         "forward KL of sequences": _expected(ref_rows, log_q, -log_ratio),
-        "reverse KL minus token-local forward KL": _expected(rows, log_p, k1(log_ratio))
-        - _expected(rows.detach(), log_q, -log_ratio),
-        "gradient of E[Σ k2]": _expected(rows, log_p, k2(log_ratio)),
-        "token-local gradient of E[Σ k2]": _expected(rows.detach(), log_p, k2(log_ratio)),
-        "gradient of E[Σ |ℓ|]": _expected(rows, log_p, absolute(log_ratio)),
-        "token-local gradient of E[Σ |ℓ|]": _expected(rows.detach(), log_p, absolute(log_ratio)),
+        "reverse KL minus token-local forward KL": reverse - local_forward,
+        "reverse KL minus token-local reverse KL": reverse - local_reverse,
+        "gradient of E[Σ k2]": squared,
+        "token-local gradient of E[Σ k2]": local_squared,
+        "gradient of E[Σ k2] minus token-local reverse KL": squared - local_reverse,
+        "gradient of E[Σ abs]": absolutes,
+        "token-local gradient of E[Σ abs]": local_absolutes,
+        "token-local total variation": variation,
+        "gradient of E[Σ abs] minus token-local total variation": absolutes - 2 * variation,
     }
     return {name: torch.autograd.grad(value, theta, retain_graph=True)[0] for name, value in scalars.items()}
 

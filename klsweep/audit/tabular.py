@@ -58,7 +58,7 @@ def instance(length: int, vocabulary: int) -> Tables:
 
 
 def load_tables(file: Path) -> Tables:
-    """Read `theta`, `ref` and optionally `sampler` from JSON. BadInput for anything but equal tables of finite logits."""
+    """Read `theta`, `ref` and optionally `sampler`, as JSON. BadInput unless they are equal tables of finite logits."""
     try:
         content = json.loads(file.read_text())
     except OSError as error:

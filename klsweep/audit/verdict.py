@@ -8,6 +8,7 @@ from torch import Tensor
 from klsweep.objective.objective import Objective
 
 EXACT = 1e-9  # relative; rounding in float64 stays far below
+NOTHING = 1e-14  # absolute: what is left of a gradient that is zero
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Comparison:
 def compare(gradient: Tensor, target: Tensor) -> Comparison:
     """Both ``[T, V + 1, V]``. Everything is undefined if the target is zero (the policy is the reference)."""
     size, norm = target.norm().item(), gradient.norm().item()
-    if size == 0:
+    if size < NOTHING:
         return Comparison(None, None, None)
     ratio = norm / size
     cosine = None if ratio < EXACT else (gradient * target).sum().item() / (norm * size)
@@ -43,6 +44,8 @@ def verdict(
     if found.norm_ratio < EXACT:
         return "zero: β only adds noise"
     for name, other in {"∇KL": target, **named}.items():
+        if other.norm() < NOTHING:
+            continue
         factor = (gradient * other).sum().item() / other.square().sum().item()
         if (gradient - factor * other).norm() < EXACT * gradient.norm():
             return f"biased: {name}" if abs(factor - 1) < EXACT else f"biased: {factor:.4g} × {name}"

@@ -15,6 +15,7 @@ class Stream(IntEnum):
     ROLLOUT = 1
     PROMPT_ORDER = 2
     EVALUATION = 3
+    AUDIT = 4
 
 
 def uniforms(seed: int, stream: Stream, update: int, prompts: Sequence[int], samples: int, length: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import statistics
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from klsweep.audit.expectation import Claim, claim
 from klsweep.cells import describe
 from klsweep.config.build import Builder, RunSpec
 from klsweep.config.compose import Composer, parse_overrides
@@ -21,10 +21,10 @@ from klsweep.errors import BadInput
 from klsweep.objective.objective import Objective, Undefined, build_objective
 from klsweep.provenance import science_hash
 from klsweep.record import FINISHED, Row, SweepFolder, append_text, read_rows, write_text
-from klsweep.sweep.expectation import expected_gradient
 from klsweep.tasks.base import shared_prompts
 
 AXES = ("model", "estimator", "placement", "clip", "correction", "sampling", "algorithm", "task", "reward", "rollout")
+KL_TERM = ("estimator", "placement", "clip", "kl.weight", "kl.weight_over", "kl.weight_grad", "kl.weight_cap", "seed")
 SIMPLE_PLACEMENTS = {"NoKL": "none", "InReward": "reward", "InLoss": "loss"}  # what a half with β = 0 leaves
 
 
@@ -35,6 +35,7 @@ class PlannedRun:
     row: Row
     config: dict[str, Any]
     spec: RunSpec
+    objective: Objective
     canonical: Canonical
 
     @property
@@ -182,7 +183,7 @@ def _planned(cell: Cell, spec: RunSpec, objective: Objective, given: frozenset[s
         },
     }
     model = {**cell.config["model"], "revision": spec.model.pinned_revision()}  # `main` may move before the run starts
-    return PlannedRun(row, {**cell.config, "model": model}, spec, flat)
+    return PlannedRun(row, {**cell.config, "model": model}, spec, objective, flat)
 
 
 def _labels(cell: Cell, spec: RunSpec, flat: Canonical, given: frozenset[str]) -> dict[str, str | None]:
@@ -257,18 +258,29 @@ def _is_neutral(key: str, runs: list[PlannedRun]) -> bool:
 def _expectation_notes(runs: list[PlannedRun]) -> list[str]:
     """Cells whose KL term has the same gradient in expectation, and those where it is zero."""
     names = describe([run.row for run in runs])
-    groups: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    for run in runs:
-        gradient = expected_gradient(run.canonical)
-        if gradient is not None:
-            same = ("estimator", "placement", "clip", "seed")
-            rest = repr([(k, v) for k, v in run.canonical.items() if not covers(same, k)])
-            groups[gradient, rest][run.row["cell_id"]] = names[run.row["cell_id"]]
+    kinds: list[tuple[Claim, str, dict[str, str]]] = []
+    for run in {run.row["cell_id"]: run for run in runs}.values():
+        found = _claim(run)
+        if found is None:
+            continue
+        rest = repr([(k, v) for k, v in run.canonical.items() if not covers(KL_TERM, k)])
+        same = [cells for other, others, cells in kinds if others == rest and other.equals(found)]
+        if not same:
+            kinds.append((found, rest, same_cells := {}))
+            same = [same_cells]
+        same[0][run.row["cell_id"]] = names[run.row["cell_id"]]
     notes = []
-    for (gradient, _), cells in groups.items():
-        names = "; ".join(cells.values())
-        if gradient == "zero":
-            notes.append(f"KL term with zero expected gradient (β adds only noise): {names}")
+    for found, _, cells in kinds:
+        what = "the gradient of the sequence KL" if found.verdict == "unbiased" else found.verdict
+        if found.verdict.startswith("zero"):
+            notes.append(f"KL term with zero expected gradient (β adds only noise): {'; '.join(cells.values())}")
         elif len(cells) > 1:
-            notes.append(f"equal in expectation ({gradient}): {names}")
+            notes.append(f"equal in expectation ({what}): {'; '.join(cells.values())}")
     return notes
+
+
+def _claim(run: PlannedRun) -> Claim | None:
+    """What the audit says of the run's KL term, where it carries over to the run."""
+    stale = run.spec.sampling.lag > 0 or run.spec.train.minibatches > 1
+    truncated = run.spec.rollout.top_p < 1  # the sampler is then not π, and E_μ[∇log π] is not 0
+    return None if stale or truncated else claim(run.objective)

@@ -9,7 +9,6 @@ from klsweep.config.build import NODES, ROOT_FIELDS
 from klsweep.config.compose import composer
 from klsweep.config.identity import NEUTRAL, OPERATIONAL, SCIENTIFIC, cell_id, is_scientific, run_id
 from klsweep.model.source import SHIPPED
-from klsweep.sweep.expectation import expected_gradient
 from tests.conftest import planned
 
 # A change of any of these orphans every finished run of every user: they may only be added to.
@@ -162,15 +161,19 @@ def test_what_a_plan_says_beforehand():
     assert planned("sampling=off_policy", "estimator=k1", "placement=loss").notes == []
 
 
-def test_nothing_is_claimed_where_the_identities_do_not_hold():
-    run = planned("estimator=k1", "placement=loss").runs[0]
-    assert expected_gradient(run.canonical) == "zero"
+def test_nothing_is_claimed_where_the_audit_does_not_carry_over():
+    zero = ["estimator=k1", "placement=loss"]
+    assert planned(*zero).notes == ["KL term with zero expected gradient (β adds only noise): k1 loss β=0.1 on_policy"]
     for change in (
         "algorithm.aggregation=seq-mean",
         "train.minibatches=2",
         "sampling=off_policy",
-        "clip=fixed",
         "rollout.top_p=0.9",
+        "kl.aggregation=token-mean",
     ):
-        other = planned("estimator=k1", "placement=loss", change).runs[0]
-        assert expected_gradient(other.canonical) is None
+        assert planned(*zero, change).notes == []
+    pair = ["estimator=k1,k2", "placement=loss", "placement.level=sequence", "estimator.gradient=k2"]
+    assert planned(*pair).notes == [
+        "equal in expectation (the gradient of the sequence KL): k1 loss β=0.1 on_policy; k2 loss β=0.1 on_policy"
+    ]
+    assert planned("estimator=k1,k3", "placement.baseline=inside", "algorithm=grpo").notes == []

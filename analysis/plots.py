@@ -1,0 +1,37 @@
+"""Figures, from plain rows. matplotlib without a display."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def bias_and_variance(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Two panels against response length: bias (with its noise floor) and variance of each configuration.
+
+    Lines are Monte Carlo, crosses the enumerated values; `rows` as from `klsweep audit --study`.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    names = list(dict.fromkeys(row["configuration"] for row in rows))
+    for i, name in enumerate(names):
+        own = [row for row in rows if row["configuration"] == name]
+        style = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i % 3]}  # some coincide
+        for panel, key in zip(panels, ("bias", "variance"), strict=True):
+            panel.plot([row["length"] for row in own], [row[key] for row in own], label=name, **style)
+            exact = [(row["length"], row[f"exact_{key}"]) for row in own if (row[f"exact_{key}"] or 0.0) > 1e-9]
+            if exact:
+                panel.plot(*zip(*exact, strict=True), "x", color=style["color"], markersize=5)
+    lengths = sorted({row["length"] for row in rows})
+    noise = [min(row["bias_noise"] for row in rows if row["length"] == length) for length in lengths]
+    panels[0].fill_between(lengths, 0, noise, color="0.9", label="smallest noise of any")
+    for panel, title in zip(panels, ("bias ‖mean − ∇KL‖ / ‖∇KL‖", "variance of a round / ‖∇KL‖²"), strict=True):
+        panel.set(xlabel="response length T", title=title, yscale="log")
+        panel.set_xticks(range(min(lengths), max(lengths) + 1, 5))
+        panel.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
+    figure.savefig(file, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)

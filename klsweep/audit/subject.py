@@ -1,0 +1,56 @@
+"""Which real policy to audit: a run's last checkpoint, or a model and a reference by path; and its samples."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from klsweep.audit.transformer import Subject
+from klsweep.config.build import Builder, RunSpec
+from klsweep.errors import BadInput
+from klsweep.model.policy import load_policy
+from klsweep.record import RunFolder
+from klsweep.rollout.random import Stream, uniforms
+from klsweep.training.checkpoint import load_weights, newest_sound
+
+SAMPLES = 4  # per prompt
+
+
+def of_run(path: Path, batches: int, prompts: int, seed: int, warn: Callable[[str], None]) -> Subject:
+    """The policy of a run folder's newest checkpoint, against the base it started from. BadInput if there is none."""
+    folder = RunFolder(path)
+    if not folder.config.exists():
+        raise BadInput(f"--run={str(path)!r}: no run folder (one holds config.yaml)")
+    spec = Builder().run_spec(yaml.safe_load(folder.config.read_text()))
+    checkpoint = newest_sound(folder.checkpoints, warn)
+    if checkpoint is None:
+        raise BadInput(f"--run={str(path)!r}: no checkpoint in it")
+    return _subject(spec, spec, checkpoint, batches, prompts, seed)
+
+
+def of_models(spec: RunSpec, reference: str, batches: int, prompts: int, seed: int) -> Subject:
+    """`spec`'s model against another one of the same tokenizer."""
+    base = dataclasses.replace(spec, model=dataclasses.replace(spec.model, path=reference, revision=None))
+    base.model.content()
+    return _subject(spec, base, None, batches, prompts, seed)
+
+
+def _subject(spec: RunSpec, base: RunSpec, checkpoint: Path | None, batches: int, prompts: int, seed: int) -> Subject:
+    network, tokenizer = load_policy(spec.model)
+    reference, _ = load_policy(base.model)
+    if reference.config.vocab_size != network.config.vocab_size:
+        sizes = network.config.vocab_size, reference.config.vocab_size
+        raise BadInput(f"--reference: its vocabulary has {sizes[1]} entries, the model's {sizes[0]}")
+    if checkpoint is not None:
+        load_weights(checkpoint, network)
+    sampler = spec.rollout.bind(network, tokenizer)
+    items = spec.task.train_items()
+    drawn = []
+    for index in range(batches):
+        order = np.random.default_rng([seed, index]).integers(0, len(items), prompts)  # with replacement: independent
+        draws = uniforms(seed, Stream.AUDIT, index, range(prompts), SAMPLES, spec.task.max_response_tokens)
+        texts = [items[p].prompt for p in order]
+        drawn.append(sampler.generate(texts, SAMPLES, draws, spec.rollout.temperature, 1.0).tokens)
+    return Subject(network, reference.requires_grad_(False), spec.rollout.temperature, drawn)

@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: install sweep test check format benchmark clean
+.PHONY: install sweep test check mutations page format benchmark clean
 
 install: $(STAMP)
 
@@ -21,6 +21,12 @@ check: test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+mutations: install
+	$(BIN)/python tests/mutate.py
+
+page: install
+	$(BIN)/klsweep audit --page docs
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -74,7 +74,7 @@ def _labels(cell: Cell, objective: Objective, betas: Betas, off_policy: bool) ->
     clipped, (low, high) = clip.input_level is not None, clip.bounds
     symmetric = low is not None and high is not None and low == -high
     corrected = objective.correction.level is not None
-    weight = kl.weight if in_loss and not _is_one(objective) else "none"
+    weight = kl.weight if in_loss and not kl.is_one_at_first else "none"
     if not in_loss:
         weight = objective.correction.level or "none"
     gradient = "detached" if not in_loss else kl.weight_grad
@@ -119,11 +119,6 @@ def _baseline(objective: Objective) -> str | None:
     if placement.baseline == "auto":
         return "inside" if placement.credit == "sequence" else "outside"
     return placement.baseline
-
-
-def _is_one(objective: Objective) -> bool:
-    """True if the weight of the KL loss is 1 at the first optimiser step, in value and gradient."""
-    return objective.kl.weight_over == "old" and objective.kl.weight_grad == "detached"
 
 
 def _aggregation(objective: Objective) -> str | None:

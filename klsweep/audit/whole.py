@@ -20,7 +20,7 @@ from klsweep.audit.verdict import EXACT
 from klsweep.errors import BadInput
 from klsweep.objective.objective import Objective
 
-MOST_GROUPS = 2_000_000
+MOST_SEQUENCES, MOST_GROUPS = 4096, 2_000_000
 CHUNK = 50_000
 
 
@@ -115,11 +115,10 @@ def task_rewards(tables: Tables) -> Tensor:
 
 def _check_enumerable(tables: Tables, group_size: int) -> None:
     sequences = tables.vocabulary**tables.length
-    groups = math.comb(sequences + group_size - 1, group_size)
-    if groups > MOST_GROUPS:
+    if sequences > MOST_SEQUENCES or math.comb(sequences + group_size - 1, group_size) > MOST_GROUPS:
         raise BadInput(
-            f"algorithm.group_size={group_size} with V^T = {sequences} sequences makes {groups} groups, more than "
-            f"{MOST_GROUPS}: give a smaller group, or a shorter policy (--length)"
+            f"algorithm.group_size={group_size} with V^T = {tables.vocabulary}^{tables.length} sequences makes more than "
+            f"{MOST_GROUPS} groups: give a smaller group, or a shorter policy (--length)"
         )
 
 

@@ -160,8 +160,8 @@ def _drop_inert_kl(flat: Canonical, spec: RunSpec, drop: Callable[..., None]) ->
     if "clip" in flat:
         _settle_bounds(flat, clip, drop)
     one_step = spec.train.minibatches == 1
-    if one_step and kl.weight_over == "old" and kl.weight_grad == "detached":
-        drop("kl.weight")  # π_θ is π_old: the weight is 1
+    if one_step and kl.is_one_at_first:
+        drop("kl.weight")  # the first step is the only one
     if flat.get("kl.weight", "none") == "none":
         drop("kl.weight_over", "kl.weight_grad", "kl.weight_cap", "clip.clamp_stage")
     elif one_step and kl.weight_over == "current":

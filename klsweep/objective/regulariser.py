@@ -46,6 +46,12 @@ class KL:
         if self.schedule == "adaptive" and None in (self.target, self.horizon):
             raise ValueError("kl.schedule=adaptive needs kl.target (nats per sequence) and kl.horizon (sequences)")
 
+    @property
+    def is_one_at_first(self) -> bool:
+        """True if the weight is 1 at a batch's first optimiser step, where π_θ is π_old, in value and gradient."""
+        uncapped = self.weight_cap is None or self.weight_cap >= 1.0
+        return self.weight_over == "old" and self.weight_grad == "detached" and uncapped
+
     def coefficients(self, half: Half) -> tuple[float, float]:
         """First and last β of a half; the last one is the first unless the schedule goes anywhere."""
         first, last = self.coef, self.final_coef

@@ -271,7 +271,9 @@ def _expectation_notes(runs: list[PlannedRun]) -> list[str]:
         same[0][run.row["cell_id"]] = names[run.row["cell_id"]]
     notes = []
     for found, _, cells in kinds:
-        what = "the gradient of the sequence KL" if found.verdict == "unbiased" else found.verdict
+        what = (
+            "the gradient of the sequence KL" if found.verdict == "unbiased" else found.verdict.removeprefix("biased: ")
+        )
         if found.verdict.startswith("zero"):
             notes.append(f"KL term with zero expected gradient (β adds only noise): {'; '.join(cells.values())}")
         elif len(cells) > 1:

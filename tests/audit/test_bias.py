@@ -363,7 +363,7 @@ def test_bad_tables_in_one_line(name, in_tmp, capsys):
         (["--reference", "x"], "--reference=x: goes with --model"),
         (["--run", "nowhere"], "--run='nowhere': no run folder"),
         (["--whole", "--samples", "5"], "--samples=5: --whole and --presets enumerate"),
-        (["--whole", "--length", "9"], "groups, more than 2000000"),
+        (["--whole", "--length", "9"], "with V^T = 2^9 sequences makes more than 2000000 groups"),
         (["--presets", "estimator=k1"], "--presets and --page take no overrides"),
         (["--run", "x", "--length", "3"], "are for the tabular audits"),
     ],

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from klsweep.model.policy import load_policy
 from klsweep.terminal import markdown_grid, print_grid
 from tests.conftest import small_spec
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 TINY = instance(length=2, vocabulary=2)
 
 
@@ -219,6 +221,13 @@ def test_the_page_is_generated_whole(in_tmp, monkeypatch, capsys):
     with (in_tmp / "docs" / "study.csv").open() as stream:
         assert len(list(csv.DictReader(stream))) == 22
     assert "written: docs/audit.md" in capsys.readouterr().out
+
+
+def test_the_committed_page_is_of_this_code():
+    from klsweep.audit.page import _bias_part
+
+    with composer() as session:
+        assert _bias_part(session, 4, 3) in (DOCS / "audit.md").read_text()
 
 
 def test_grids_of_text(capsys):

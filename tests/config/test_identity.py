@@ -118,6 +118,7 @@ def test_two_spellings_of_one_run(one, other):
         (["estimator=k3", "placement=loss"], ["estimator.gradient=k2"]),
         (["placement=loss"], ["kl.weight=token", "kl.weight_over=sampler"]),
         (["placement=loss"], ["kl.weight=token", "kl.weight_grad=differentiable"]),
+        (["placement=loss"], ["kl.weight=token", "kl.weight_cap=0.5"]),
         (["clip=fixed"], ["clip.low=-0.5"]),
         (["clip=fixed"], ["clip.output=3.0"]),
         ([], ["correction=truncated"]),

@@ -1,0 +1,165 @@
+"""Break the objective on purpose, one line at a time: which test notices?
+
+`make mutations` copies the repository to a temporary folder, applies each mutation there and runs the tests of the
+objective and of the bias table. It fails if a mutation survives.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ["tests/objective", "tests/audit/test_bias.py"]
+OBJECTIVE = Path("klsweep/objective")
+
+# (what goes wrong, file, line as it is, line as it becomes)
+MUTATIONS = [
+    ("sign of k3's exponent", "kl.py", "torch.expm1(-log_ratio) + log_ratio", "torch.expm1(log_ratio) + log_ratio"),
+    ("k2 without its half", "kl.py", "0.5 * log_ratio.square()", "log_ratio.square()"),
+    ("full weighs with the reference", "kl.py", "p = log_p.exp()", "p = log_q.exp()"),
+    (
+        "straight-through without detach",
+        "clip.py",
+        "log_ratio.clamp(low, high).detach() +",
+        "log_ratio.clamp(low, high) +",
+    ),
+    ("a clip that is not symmetric", "clip.py", "None if self.tau is None else -self.tau", "None"),
+    (
+        "output clamp at the other stage",
+        "clip.py",
+        'self.clamp_stage == "before_weight"',
+        'self.clamp_stage == "after_weight"',
+    ),
+    ("a clip in both halves", "clip.py", 'self if self.half in ("both", half) else NO_CLIP', "self"),
+    (
+        "KL rewarded instead of charged",
+        "placement.py",
+        "algorithm.advantage(rewards) - beta * total",
+        "algorithm.advantage(rewards) + beta * total",
+    ),
+    ("reward so far instead of to go", "placement.py", "values.flip(1).cumsum(1).flip(1)", "values.cumsum(1)"),
+    ("full charged at its own token", "placement.py", "sums - values if skip_current else sums", "sums"),
+    ("credit token as to_go", "placement.py", 'self.credit == "to_go"', 'self.credit != "sequence"'),
+    (
+        "clip after the estimator",
+        "placement.py",
+        'self._value(self.clip(log_ratio, "token"), log_ratio, exact_kl, weight)',
+        'self.clip(self._value(log_ratio, log_ratio, exact_kl, weight), "token")',
+    ),
+    (
+        "mean over tokens instead of sum",
+        "placement.py",
+        "kl.tokens(log_ratio, exact_kl, weight).sum(1)",
+        "kl.tokens(log_ratio, exact_kl, weight).mean(1)",
+    ),
+    ("another gradient doubles the value", "placement.py", "+ (surrogate - surrogate.detach())", "+ surrogate"),
+    ("clip_gradient ignored", "placement.py", "clipped if self.estimator.clip_gradient else log_ratio", "log_ratio"),
+    (
+        "a charge that carries a gradient",
+        "objective.py",
+        "(masked(old_logprobs, mask) - masked(ref_logprobs, mask)).detach()",
+        "(masked(old_logprobs, mask) - masked(ref_logprobs, mask))",
+    ),
+    (
+        "old and sampler swapped in the KL weight",
+        "objective.py",
+        "self.kl.weights(logprobs, old_logprobs, sampler_logprobs)",
+        "self.kl.weights(logprobs, sampler_logprobs, old_logprobs)",
+    ),
+    (
+        "correction upside down",
+        "objective.py",
+        "self.correction(old_logprobs - sampler_logprobs)",
+        "self.correction(sampler_logprobs - old_logprobs)",
+    ),
+    ("padding not masked", "objective.py", "return values.masked_fill(mask == 0, 0.0)", "return values"),
+    (
+        "loss_estimator ignored",
+        "objective.py",
+        'return estimator if name in (None, "same") else estimator_named(name, estimator)',
+        "return estimator",
+    ),
+    (
+        "KL normalised by the policy's count",
+        "objective.py",
+        "self.kl_aggregation, max_length) / counts.kl",
+        "self.kl_aggregation, max_length) / counts.policy",
+    ),
+    (
+        "product instead of sum of ratios averaged",
+        "importance.py",
+        "log_ratio.sum(1, keepdim=True)",
+        "log_ratio.mean(1, keepdim=True)",
+    ),
+    ("cap ignored", "importance.py", "total if cap is None else total.clamp(max=math.log(cap))", "total"),
+    (
+        "masked weights cut instead of dropped",
+        "importance.py",
+        "weight.where((weight >= self.floor) & (weight <= self.cap), 0.0)",
+        "weight.clamp(self.floor, self.cap)",
+    ),
+    (
+        "detached weight differentiated",
+        "regulariser.py",
+        'if self.weight_grad == "detached":',
+        'if self.weight_grad == "never":',
+    ),
+    (
+        "loss half takes the reward's β",
+        "regulariser.py",
+        "scale * (c + (d - c) * progress)",
+        "scale * (a + (b - a) * progress)",
+    ),
+    (
+        "adaptive β not limited",
+        "regulariser.py",
+        "error = min(max(kl / self.target - 1.0, -MOST_ADAPTED), MOST_ADAPTED)",
+        "error = kl / self.target - 1.0",
+    ),
+    ("a plain mean for leave-one-out", "advantage.py", "* group_size / (group_size - 1)", ""),
+    ("std with ddof 0", "advantage.py", "correction=1)", "correction=0)"),
+    ("optimistic ratio clipping", "policy_loss.py", "-torch.minimum(", "-torch.maximum("),
+    (
+        "seq-mean by the longest",
+        "reduce.py",
+        "return 1.0 / lengths",
+        "return lengths.new_full(lengths.shape, 1.0 / max_length)",
+    ),
+]
+
+
+def main() -> int:
+    """Print a line per mutation; the number that no test noticed."""
+    for _, name, old, _ in MUTATIONS:
+        if (found := (ROOT / OBJECTIVE / name).read_text().count(old)) != 1:
+            raise SystemExit(f"{name}: {old!r} stands there {found} times, not once")
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "klsweep"
+        shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", "build", "sweeps"))
+        for what, name, old, new in MUTATIONS:
+            file = copy / OBJECTIVE / name
+            original = file.read_text()
+            file.write_text(original.replace(old, new))
+            noticed = failing_test(copy)
+            file.write_text(original)
+            survivors += noticed is None
+            print(f"{what} ({name}): {noticed or 'NOBODY NOTICED'}", flush=True)
+    print(f"{len(MUTATIONS)} mutations, {survivors} unnoticed")
+    return survivors
+
+
+def failing_test(copy: Path) -> str | None:
+    """The first test that fails in a copy of the repository."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=no", "-p", "no:cacheprovider", *TESTS]
+    environment = {**os.environ, "PYTHONPATH": str(copy)}  # before an editable install of the original
+    output = subprocess.run(command, cwd=copy, capture_output=True, text=True, env=environment).stdout
+    lines = [line.split(" - ")[0] for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return lines[0].split(" ", 1)[1] if lines else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from klsweep import __version__
 from klsweep.audit.options import add_options
@@ -47,9 +47,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+class Parser(argparse.ArgumentParser):
+    """Errors in one line; its subcommands are of this class, too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"klsweep: error: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     text = "Sweeps over KL regularisation in RL fine-tuning: plan, train, evaluate, compare."
-    parser = argparse.ArgumentParser(prog="klsweep", description=text)
+    parser = Parser(prog="klsweep", description=text)
     parser.add_argument("--version", action="version", version=f"klsweep {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

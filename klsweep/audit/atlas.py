@@ -43,7 +43,9 @@ def atlas(composer: Composer, tables: Tables, progress: Callable[[int], None]) -
     for name in composer.options("preset"):
         preset = _described(composer, name)
         for estimator, theirs in preset.estimators.items():
-            chosen, _ = cases(composer, [f"preset={name}", f"estimator={estimator}", *PLAIN_SUMS, GROUP], "")
+            chosen, _ = cases(
+                composer, [f"preset={name}", f"estimator={estimator}", *PLAIN_SUMS, GROUP], "", whole=True
+            )
             rows.append(
                 {
                     "preset": name,
@@ -72,7 +74,7 @@ def _audited(case: Case, tables: Tables) -> Row:
     effect = beta_in_effect(SMALL, case)
     if not compares(case.objective) or case.objective.algorithm.linear:
         return {**bias_table(tables, [case], None, 0, lambda done: None)[0], "beta_in_effect": effect}
-    neither = whole_table(SMALL, [case], lambda done: None)[0]["residual"]
+    neither = whole_table(SMALL, [case], lambda done: None)[0]["residual"] or 0.0
     undefined = dict.fromkeys(("relative_error", "cosine", "norm_ratio", "variance", "snr"))
     verdict = f"biased: divided by the group's std; {neither:.1%} of the loss's gradient is neither −∇E[R] nor ∇KL"
     return {**case.labels, **undefined, "verdict": verdict, "beta_in_effect": effect}

@@ -1,17 +1,22 @@
 """The bias table: each case's KL term against ∇KL on a tabular policy, exactly or by Monte Carlo."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from klsweep.audit.cases import Case, Row
-from klsweep.audit.gradient import Source, compares, kl_moments
+from klsweep.audit.gradient import Source, kl_moments
 from klsweep.audit.reference import kl_gradient, named_gradients
 from klsweep.audit.tabular import CHUNK, Batch, Tables, check_enumerable, every_sequence, sampled
-from klsweep.audit.verdict import compare, verdict
+from klsweep.audit.verdict import UNDEFINED, compare, verdict
 from klsweep.errors import BadInput
+from klsweep.objective.clip import NO_CLIP
 
+SURE = 3
 KEPT = 2**17  # sequences whose description is kept for all rows, rather than made anew for each
 
 
@@ -20,44 +25,43 @@ def bias_table(
 ) -> list[Row]:
     """A row per case: its labels, then relative_error, cosine, norm_ratio, variance, snr and verdict.
 
-    variance: trace of the covariance of one sample's gradient; snr: ‖E g‖/√variance. With `samples`, by Monte Carlo
-    over that many sequences, and with the standard error of the relative error. `progress` is told the rows done.
+    variance: trace of the covariance of one sample's gradient (samples that share a leave-one-out baseline are
+    correlated: on policy G times the variance of their mean is larger by ‖∇KL‖²/(G − 1)); snr: ‖E g‖/√variance.
+    With `samples`, by Monte Carlo over that many sequences, and with the standard error of the relative error.
+    `progress` is told the rows done.
 
     BadInput if V^T is too large to enumerate, or no case can be audited on these tables.
     """
     if samples is None:
-        check_enumerable(tables)
+        check_enumerable(tables.length, tables.vocabulary, "sample them")
     able = [case for case in chosen if tables.sampler is not None or not case.off_policy]
     if not able:
         raise BadInput("sampling=off_policy: the policy file has no sampler table")
-    refuse_group_std(able)
     target = kl_gradient(tables)[1]
     named = named_gradients(tables)
     sources = {off: _source(tables, off, samples, seed) for off in {case.off_policy for case in able}}
     rows = []
     for case in able:
-        moments = kl_moments(tables, case.objective, case.betas, sources[case.off_policy])
+        source = sources[case.off_policy]
+        moments = kl_moments(tables, case.objective, case.betas, source)
         gradient = moments.mean.view_as(target)
+        variance = moments.variance if samples is None else moments.variance * samples / (samples - 1)
         found = compare(gradient, target)
-        row = {**case.labels, **vars(found), "variance": moments.variance}
-        row["snr"] = gradient.norm().item() / math.sqrt(moments.variance) if moments.variance else None
+        row = {**case.labels, **vars(found), "variance": variance}
+        row["snr"] = gradient.norm().item() / math.sqrt(variance) if variance else None
         if samples is None:
-            row["verdict"] = verdict(gradient, target, named, case.objective, case.off_policy)
+            unclipped = partial(_unclipped, tables, case, source)
+            row["verdict"] = verdict(gradient, target, named, case.objective, case.off_policy, unclipped)
         else:
-            row |= _monte_carlo(found.relative_error, moments.variance, samples, target.norm().item())
+            row |= _monte_carlo(found.relative_error, variance, samples, target.norm().item())
         rows.append({key: _finite(value) for key, value in row.items()})
         progress(len(rows))
     return rows
 
 
-def refuse_group_std(chosen: Sequence[Case]) -> None:
-    """BadInput for charges that are divided by a group's std: alone they have no scale."""
-    for case in chosen:
-        if compares(case.objective) and not case.objective.algorithm.linear:
-            raise BadInput(
-                "placement.baseline=inside with a group's std: the KL term alone is only noise of unit scale "
-                "(klsweep audit --whole audits it beside the task reward; or placement.baseline=outside)"
-            )
+def _unclipped(tables: Tables, case: Case, source: Source) -> Tensor:
+    plain = dataclasses.replace(case.objective, clip=NO_CLIP)
+    return kl_moments(tables, plain, case.betas, source).mean.view_as(tables.theta)
 
 
 def _source(tables: Tables, off_policy: bool, samples: int | None, seed: int) -> Source:
@@ -74,7 +78,7 @@ def exact_source(tables: Tables, off_policy: bool) -> Source:
     return lambda: kept
 
 
-def _draw(tables: Tables, off_policy: bool, samples: int, seed: int):
+def _draw(tables: Tables, off_policy: bool, samples: int, seed: int) -> Iterator[Batch]:
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, samples, CHUNK):
         batch = sampled(tables, off_policy, min(CHUNK, samples - start), generator)
@@ -85,9 +89,11 @@ def _draw(tables: Tables, off_policy: bool, samples: int, seed: int):
 def _monte_carlo(error: float | None, variance: float, samples: int, size: float) -> Row:
     """The noise floor √(variance/n)/‖∇KL‖ of a relative error, and what can be said beside it."""
     if error is None:
-        return {"standard_error": None, "verdict": "undefined: the policy is the reference, ∇KL is zero"}
+        return {"standard_error": None, "verdict": UNDEFINED}
     noise = math.sqrt(variance / samples) / size
-    found = "biased" if error > 3 * noise else "no bias seen beyond the noise"
+    found = "biased, by more than" if error > SURE * noise else "no bias beyond"
+    found = f"{found} {SURE} standard errors"
+    found = found if variance else "undecided: no variance seen"
     return {"standard_error": noise, "verdict": f"{found} ({samples} samples)"}
 
 

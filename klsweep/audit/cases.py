@@ -1,12 +1,15 @@
 """The configurations to audit: cells of a grid, reduced to what the objective's gradient depends on."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from klsweep.audit.gradient import compares
 from klsweep.config.build import Builder
 from klsweep.config.compose import Composer
 from klsweep.config.grid import Cell, Exclusion, expand
+from klsweep.config.identity import canonical, inert_keys
 from klsweep.errors import BadInput
 from klsweep.objective.objective import Objective, Undefined, build_objective
 from klsweep.objective.regulariser import Betas
@@ -16,7 +19,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """An objective, the betas of its halves relative to the larger one, and what its row says of it."""
+    """An objective, β of its halves relative to the larger one (see `strengths`), and what its row says of it."""
 
     labels: Row
     algorithm: str
@@ -25,17 +28,22 @@ class Case:
     off_policy: bool
 
 
-def cases(
-    composer: Composer, overrides: Sequence[str], default: str, whole: bool = False
-) -> tuple[list[Case], list[Exclusion]]:
+class Cases(NamedTuple):
+    """What to audit, and what to say beside it: what was excluded and why, which overrides have no effect."""
+
+    chosen: list[Case]
+    notes: list[str]
+
+
+def cases(composer: Composer, overrides: Sequence[str], default: str, whole: bool = False) -> Cases:
     """Every distinct case that the overrides stand for (without any: those of experiment `default`).
 
-    Cells that differ only in what the gradient does not depend on (seed, task, …) are one case. Those that the grid
-    excludes or the objective refuses come second, with the reason. `whole`: the algorithm and β matter, too.
-    BadInput if none is left.
+    Cells that differ only in what the gradient does not depend on (seed, task, …) are one case. `whole`: the algorithm
+    and β matter, too, and a group's std is allowed; the KL term alone, divided by it, is noise of unit scale.
+    BadInput if no case is left.
     """
     expansion = expand(composer, overrides or [f"experiment={default}"])
-    builder, found, excluded = Builder(), {}, list(expansion.excluded)
+    builder, found, excluded, kept = Builder(), {}, list(expansion.excluded), []
     for cell in expansion.cells:
         spec = builder.run_spec(cell.config)
         try:
@@ -45,35 +53,59 @@ def cases(
         except Undefined as reason:
             excluded.append(Exclusion(cell.point, str(reason)))
             continue
-        if not objective.has_kl:
-            excluded.append(Exclusion(cell.point, "no KL term: nothing to audit"))
+        reason = _not_audited(objective, whole)
+        if reason is not None:
+            excluded.append(Exclusion(cell.point, reason))
             continue
         case = _case(cell, objective, spec.sampling.lag > 0)
-        key = (case.labels, case.betas, (objective.algorithm, objective.kl.betas(1, 1)) if whole else None)
+        key = (case.labels, (objective.algorithm, strengths(objective)) if whole else None)
         found.setdefault(repr(key), case)
+        simple = {name: getattr(objective, name) for name in ("estimator", "placement", "clip", "kl")}
+        kept.append((spec, canonical(dataclasses.replace(spec, **simple))))
+    reasons = [exclusion.reason for exclusion in excluded]
     if not found:
-        reasons = "; ".join(sorted({exclusion.reason for exclusion in excluded}))
-        raise BadInput(f"nothing to audit: all {expansion.raw} cells are excluded ({reasons})")
-    return list(found.values()), excluded
+        words = "; ".join(sorted(set(reasons)))
+        raise BadInput(f"nothing to audit: all cells ({expansion.raw}) are excluded ({words})")
+    notes = [f"excluded {reasons.count(reason)}: {reason}" for reason in dict.fromkeys(reasons)]
+    inert = [f"{key} has no effect on any of these" for key in inert_keys(expansion.given, kept)]
+    return Cases(list(found.values()), [*notes, *inert])
+
+
+def _not_audited(objective: Objective, whole: bool) -> str | None:
+    if not objective.has_kl:
+        return "no KL term: nothing to audit"
+    if compares(objective) and not objective.algorithm.linear and not whole:
+        return (
+            "placement.baseline=inside with a group's std: the KL term alone is only noise of unit scale "
+            "(klsweep audit --whole, or placement.baseline=outside)"
+        )
+    return None
 
 
 def _case(cell: Cell, objective: Objective, off_policy: bool) -> Case:
-    first = objective.kl.betas(1, 1)
-    largest = max(
-        first.reward if objective.placement.in_reward else 0.0, first.loss if objective.placement.in_loss else 0.0
-    )
-    betas = Betas(first.reward / largest, first.loss / largest)
-    labels = _labels(cell, objective, betas, off_policy)
+    strength = strengths(objective)
+    largest = max(strength)
+    betas = Betas(strength.reward / largest, strength.loss / largest)
+    labels = _labels(cell, objective, strength, off_policy)
     return Case(labels, cell.choices["algorithm"], objective, betas, off_policy)
 
 
-def _labels(cell: Cell, objective: Objective, betas: Betas, off_policy: bool) -> Row:
+def strengths(objective: Objective) -> Betas:
+    """β of the halves there are (0 for one that is not), at the first update at which it is not 0."""
+    first, last = zip(objective.kl.coefficients("reward"), objective.kl.coefficients("loss"), strict=True)
+    there = (objective.placement.in_reward, objective.placement.in_loss)
+    started = [beta * half for beta, half in zip(first, there, strict=True)]
+    return Betas(*(started if any(started) else (beta * half for beta, half in zip(last, there, strict=True))))
+
+
+def _labels(cell: Cell, objective: Objective, strength: Betas, off_policy: bool) -> Row:
     """The row's description; what does not apply is null."""
     estimator, placement, clip, kl = objective.estimator, objective.placement, objective.clip, objective.kl
     in_loss, both = placement.in_loss, placement.in_reward and placement.in_loss
     clipped, (low, high) = clip.input_level is not None, clip.bounds
     symmetric = low is not None and high is not None and low == -high
     corrected = objective.correction.level is not None
+    baseline = "inside" if placement.inside else "outside"
     weight = kl.weight if in_loss and not kl.is_one_at_first else "none"
     if not in_loss:
         weight = objective.correction.level or "none"
@@ -83,7 +115,7 @@ def _labels(cell: Cell, objective: Objective, betas: Betas, off_policy: bool) ->
         "placement": "reward_and_loss" if both else "loss" if in_loss else "reward",
         "credit": placement.credit,
         "level": placement.level,
-        "baseline": _baseline(objective),
+        "baseline": baseline if placement.in_reward else None,
         "clip": "fixed" if clipped or clip.output is not None else "none",
         "clip_level": clip.input_level,
         "clip_mode": clip.mode if clipped and in_loss else None,
@@ -93,8 +125,8 @@ def _labels(cell: Cell, objective: Objective, betas: Betas, off_policy: bool) ->
         "kl_weight_grad": None if weight == "none" else gradient,
         "sampling": "off_policy" if off_policy else "on_policy",
         "loss_estimator": placement.loss_estimator if both and placement.loss_estimator != "same" else None,
-        "beta_reward": betas.reward if both and betas.reward != betas.loss else None,
-        "beta_loss": betas.loss if both and betas.reward != betas.loss else None,
+        "beta_reward": strength.reward if both and strength.reward != strength.loss else None,
+        "beta_loss": strength.loss if both and strength.reward != strength.loss else None,
         "clip_low": None if symmetric else low,
         "clip_high": None if symmetric else high,
         "clip_output": clip.output,
@@ -102,28 +134,20 @@ def _labels(cell: Cell, objective: Objective, betas: Betas, off_policy: bool) ->
         "clamp_stage": clip.clamp_stage if clip.output is not None and weight != "none" and in_loss else None,
         "clip_gradient": estimator.clip_gradient if in_loss and clipped and estimator.gradient != "same" else None,
         "kl_weight_over": kl.weight_over if in_loss and weight != "none" else None,
-        "kl_weight_cap": (kl.weight_cap if in_loss else objective.correction.cap) if weight != "none" else None,
+        "kl_weight_cap": kl.weight_cap if in_loss and weight != "none" else None,
         "correction": cell.choices["correction"] if corrected and placement.in_reward else None,
-        "correction_level": objective.correction.level if corrected and both else None,
+        "correction_level": objective.correction.level if placement.in_reward else None,
+        "correction_cap": objective.correction.cap if placement.in_reward else None,
         "correction_floor": objective.correction.floor if placement.in_reward else None,
-        "algorithm": cell.choices["algorithm"] if _baseline(objective) == "inside" else None,
-        "group_size": objective.algorithm.group_size if _baseline(objective) == "inside" else None,
+        "algorithm": cell.choices["algorithm"] if placement.inside else None,
+        "group_size": objective.algorithm.group_size if placement.inside else None,
         "aggregation": _aggregation(objective),
     }
 
 
-def _baseline(objective: Objective) -> str | None:
-    placement = objective.placement
-    if not placement.in_reward:
-        return None
-    if placement.baseline == "auto":
-        return "inside" if placement.credit == "sequence" else "outside"
-    return placement.baseline
-
-
 def _aggregation(objective: Objective) -> str | None:
-    """The aggregations of the halves there are, None for plain sums."""
+    """The aggregation, reward/loss where they differ; None for plain sums."""
     names = [objective.algorithm.aggregation] if objective.placement.in_reward else []
     names += [objective.kl_aggregation] if objective.placement.in_loss else []
-    distinct = sorted(set(names))
+    distinct = list(dict.fromkeys(names))
     return None if distinct == ["seq-sum"] else "/".join(distinct)

@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -13,17 +15,32 @@ from klsweep.audit.atlas import atlas, atlas_grid
 from klsweep.audit.bias import bias_table
 from klsweep.audit.cases import Row, cases
 from klsweep.audit.page import LONGEST_EXACT, PIECES, Plot, write_page, write_study
-from klsweep.audit.show import bias_grid, real_grid, study_grid, whole_grid
+from klsweep.audit.show import Grid, bias_grid, real_grid, study_grid, whole_grid
 from klsweep.audit.study import LENGTHS, ROUNDS, SAMPLES, synthetic_study
-from klsweep.audit.tabular import Tables, instance, load_tables
+from klsweep.audit.tabular import Tables, check_enumerable, check_size, instance, load_tables
 from klsweep.audit.whole import whole_table
 from klsweep.config.build import Builder
 from klsweep.config.compose import Composer, composer
-from klsweep.config.grid import Exclusion, expand
+from klsweep.config.grid import expand
 from klsweep.errors import BadInput
 from klsweep.terminal import console, print_grid
 
 TABLE_LENGTH, WHOLE_LENGTH, VOCABULARY = 14, 4, 2
+BATCHES, PROMPTS = 64, 64
+LEGEND = [
+    "rel. error ‖E g − ∇KL‖/‖∇KL‖, norm ratio ‖E g‖/‖∇KL‖, cosine between E g and ∇KL: g the KL term's gradient, ∇KL "
+    "that of the sequence KL(π‖π_ref); variance: trace of one sample's covariance; SNR ‖E g‖/√variance. token-local: "
+    "what a token does to later ones is dropped.",
+]
+AT_EQUAL_LENGTHS = "on sequences of one length: what an aggregation does to different lengths is set aside"
+
+
+class Result(NamedTuple):
+    """Rows, how they are printed, and what to say beside them."""
+
+    rows: list[Row]
+    show: Callable[[list[Row]], None]
+    notes: list[str]
 
 
 def audit(options: argparse.Namespace, plot: Plot) -> int:
@@ -31,22 +48,25 @@ def audit(options: argparse.Namespace, plot: Plot) -> int:
     _check(options)
     with composer(options.config_dir) as session:
         if options.page:
+            _make_folder("--page", options.page)
             with _progress("pieces", PIECES, options) as advance:
                 files = write_page(session, options.page, options.seed, plot, advance)
             console().print(f"written: {', '.join(map(str, files))}")
             return 0
-        rows, print_rows = _study(session, options, plot) if options.study else _mode(options)(session, options)
+        result = _study(session, options, plot) if options.study else _mode(options)(session, options)
     if options.json:
-        print(json.dumps(rows, indent=1, allow_nan=False))
+        print(json.dumps(result.rows, indent=1, allow_nan=False))
+        for note in result.notes:
+            if note not in LEGEND:
+                print(f"note: {note}", file=sys.stderr)
     else:
-        print_rows(rows)
+        result.show(result.rows)
+        for note in result.notes:
+            console().print(note)
     return 0
 
 
-Printer = Callable[[list[Row]], None]
-
-
-def _mode(options: argparse.Namespace) -> Callable[[Composer, argparse.Namespace], tuple[list[Row], Printer]]:
+def _mode(options: argparse.Namespace) -> Callable[[Composer, argparse.Namespace], Result]:
     if options.whole:
         return _whole
     if options.presets:
@@ -57,11 +77,11 @@ def _mode(options: argparse.Namespace) -> Callable[[Composer, argparse.Namespace
 def _check(options: argparse.Namespace) -> None:
     """BadInput for options out of range or without effect in the mode."""
     for name in ("length", "vocabulary", "samples", "batches", "prompts"):
-        value, least = getattr(options, name), {"vocabulary": 2}.get(name, 1)
+        value, least = getattr(options, name), {"vocabulary": 2, "samples": 2}.get(name, 1)
         if value is not None and value < least:
             raise BadInput(f"--{name}={value}: expected at least {least}")
-    if options.seed < 0:
-        raise BadInput(f"--seed={options.seed}: expected at least 0")
+    if not 0 <= options.seed < 2**63:
+        raise BadInput(f"--seed={options.seed}: expected at least 0 and below 2^63")
     if options.reference and not options.model:
         raise BadInput(f"--reference={options.reference}: goes with --model")
     if options.model and not options.reference:
@@ -71,6 +91,10 @@ def _check(options: argparse.Namespace) -> None:
     tabular = not (options.study or options.run or options.model or options.page)
     if not tabular and (options.policy or options.length or options.vocabulary or options.samples):
         raise BadInput("--policy, --length, --vocabulary and --samples are for the tabular audits")
+    if (options.batches or options.prompts) and not (options.run or options.model):
+        raise BadInput("--batches and --prompts go with --run and --model")
+    if options.json and options.page:
+        raise BadInput("--json: --page writes files")
     if options.samples and (options.whole or options.presets):
         raise BadInput(f"--samples={options.samples}: --whole and --presets enumerate")
     if options.overrides and (options.presets or options.page):
@@ -78,53 +102,70 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _tables(options: argparse.Namespace, length: int) -> Tables:
-    if options.policy:
-        return load_tables(options.policy)
-    return instance(options.length or length, options.vocabulary or VOCABULARY)
+    tables = load_tables(options.policy) if options.policy else None
+    vocabulary = options.vocabulary or VOCABULARY
+    length, vocabulary = (tables.length, tables.vocabulary) if tables else (options.length or length, vocabulary)
+    if not options.whole and options.samples is None:
+        otherwise = "give a shorter policy" if options.presets else "give --samples N for Monte Carlo"
+        check_enumerable(length, vocabulary, otherwise)
+    check_size(length, vocabulary)
+    return tables or instance(length, vocabulary)
 
 
-def _table(session: Composer, options: argparse.Namespace) -> tuple[list[Row], Printer]:
+def _make_folder(option: str, folder: Path) -> None:
+    """Before anything is computed: BadInput if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "not writable")
+    except OSError as error:
+        raise BadInput(f"{option}={str(folder)!r}: {error.strerror}") from error
+
+
+def _table(session: Composer, options: argparse.Namespace) -> Result:
     tables = _tables(options, TABLE_LENGTH)
-    chosen, excluded = cases(session, options.overrides, "bias_table")
+    chosen, notes = cases(session, options.overrides, "bias_table")
     with _progress("configurations", len(chosen), options) as advance:
         rows = bias_table(tables, chosen, options.samples, options.seed, advance)
     skipped = sum(case.off_policy for case in chosen) if tables.sampler is None else 0
-    notes = _notes(excluded)
     if skipped:
         notes.append(f"{skipped} off-policy configurations left out: the policy file has no sampler table")
-    return rows, _printer(bias_grid, notes)
+    return Result(rows, _printer(bias_grid), [*LEGEND, *notes])
 
 
-def _whole(session: Composer, options: argparse.Namespace) -> tuple[list[Row], Printer]:
+def _whole(session: Composer, options: argparse.Namespace) -> Result:
     tables = _tables(options, WHOLE_LENGTH)
-    chosen, excluded = cases(session, options.overrides, "effective_beta", whole=True)
+    chosen, notes = cases(session, options.overrides, "effective_beta", whole=True)
     with _progress("configurations", len(chosen), options) as advance:
         rows = whole_table(tables, chosen, advance)
-    return rows, _printer(whole_grid, _notes(excluded))
+    return Result(rows, _printer(whole_grid), notes)
 
 
-def _presets(session: Composer, options: argparse.Namespace) -> tuple[list[Row], Printer]:
+def _presets(session: Composer, options: argparse.Namespace) -> Result:
     tables = _tables(options, TABLE_LENGTH)
     with _progress("settings", None, options) as advance:
         rows = atlas(session, tables, advance)
-    return rows, _print_atlas
+    return Result(rows, _print_atlas, [AT_EQUAL_LENGTHS])
 
 
-def _study(session: Composer, options: argparse.Namespace, plot: Plot) -> tuple[list[Row], Printer]:
-    chosen, excluded = cases(session, options.overrides, "main_estimators")
+def _study(session: Composer, options: argparse.Namespace, plot: Plot) -> Result:
+    chosen, notes = cases(session, options.overrides, "main_estimators")
+    _make_folder("--study", options.study)
     with _progress("configurations × lengths", len(chosen) * len(LENGTHS), options) as advance:
         rows = synthetic_study(chosen, LENGTHS, ROUNDS, SAMPLES, options.seed, LONGEST_EXACT, advance)
     files = write_study(rows, options.study, plot)
-    notes = [*_notes(excluded), f"written: {', '.join(map(str, files))}"]
-    return rows, _printer(study_grid, notes)
+    notes = [*notes, f"written: {', '.join(map(str, files))}"]
+    return Result(rows, _printer(study_grid), notes)
 
 
-def _real(session: Composer, options: argparse.Namespace) -> tuple[list[Row], Printer]:
+def _real(session: Composer, options: argparse.Namespace) -> Result:
     from klsweep.audit.subject import of_models, of_run
-    from klsweep.audit.transformer import transformer_table
+    from klsweep.audit.transformer import check_cases, transformer_table
 
-    sizes: dict[str, Any] = {"batches": options.batches, "prompts": options.prompts, "seed": options.seed}
-    chosen, excluded = cases(session, options.overrides, "main_estimators")
+    batches = options.batches or BATCHES
+    sizes: dict[str, Any] = {"batches": batches, "prompts": options.prompts or PROMPTS, "seed": options.seed}
+    chosen, notes = cases(session, options.overrides, "main_estimators")
+    check_cases(chosen, batches)
     if options.run:
         subject = of_run(options.run, **sizes, warn=lambda text: print(f"warning: {text}", file=sys.stderr))
     else:
@@ -133,23 +174,13 @@ def _real(session: Composer, options: argparse.Namespace) -> tuple[list[Row], Pr
         subject = of_models(spec, options.reference, **sizes)
     with _progress("configurations", len(chosen), options) as advance:
         kl, rows = transformer_table(subject, chosen, advance)
-    notes = [f"KL(π‖π_ref) {kl.value:.4f} [{kl.low:.4f}, {kl.high:.4f}] nats per response", *_notes(excluded)]
+    notes = [f"KL(π‖π_ref) {kl.value:.4f} [{kl.low:.4f}, {kl.high:.4f}] nats per response", *notes]
     rows = [{**row, "kl": kl.value, "kl_low": kl.low, "kl_high": kl.high} for row in rows]
-    return rows, _printer(real_grid, notes)
+    return Result(rows, _printer(real_grid), notes)
 
 
-def _notes(excluded: Sequence[Exclusion]) -> list[str]:
-    reasons = [exclusion.reason for exclusion in excluded]
-    return [f"excluded {reasons.count(reason)}: {reason}" for reason in dict.fromkeys(reasons)]
-
-
-def _printer(grid: Callable[[list[Row]], Any], notes: Sequence[str]) -> Printer:
-    def show(rows: list[Row]) -> None:
-        print_grid(*grid(rows))
-        for note in notes:
-            console().print(note)
-
-    return show
+def _printer(grid: Callable[[list[Row]], Grid]) -> Callable[[list[Row]], None]:
+    return lambda rows: print_grid(*grid(rows))
 
 
 def _print_atlas(rows: list[Row]) -> None:

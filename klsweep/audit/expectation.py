@@ -15,6 +15,7 @@ from klsweep.audit.gradient import compares, kl_moments
 from klsweep.audit.reference import kl_gradient, named_gradients
 from klsweep.audit.tabular import instance
 from klsweep.audit.verdict import EXACT, verdict
+from klsweep.objective.clip import NO_CLIP, Clip
 from klsweep.objective.objective import Objective
 from klsweep.objective.regulariser import Betas
 
@@ -38,20 +39,36 @@ def claim(objective: Objective) -> Claim | None:
     lengths = objective.placement.in_reward and objective.algorithm.aggregation not in ("seq-sum", "fixed")
     lengths = lengths or (objective.placement.in_loss and objective.kl_aggregation not in ("seq-sum", "fixed"))
     nonlinear = compares(objective) and not objective.algorithm.linear
-    if not objective.has_kl or lengths or nonlinear or objective.kl.loss_coef is not None:
+    if not objective.has_kl or lengths or nonlinear or _uneven(objective):
         return None
     # whatever changes neither halves nor their proportion is set to one value, so that few cells need an audit
     algorithm = dataclasses.replace(objective.algorithm, aggregation="seq-sum")
     kl = dataclasses.replace(objective.kl, coef=1.0, final_coef=0.0, schedule="constant", aggregation=None)
+    kl = dataclasses.replace(kl, loss_coef=None, final_loss_coef=None)
     return _claim(dataclasses.replace(objective, algorithm=algorithm, kl=kl))
 
 
+def _uneven(objective: Objective) -> bool:
+    """True if the two halves have not the same strength throughout."""
+    if not (objective.placement.in_reward and objective.placement.in_loss):
+        return False
+    kl = objective.kl
+    strengths = kl.coefficients("reward") != kl.coefficients("loss")
+    return strengths or objective.kl_aggregation != objective.algorithm.aggregation
+
+
 @lru_cache(maxsize=1024)
-def _claim(objective: Objective) -> Claim:
+def _claim(objective: Objective) -> Claim | None:
     target, named = _references()
-    moments = kl_moments(TABLES, objective, UNIT, exact_source(TABLES, off_policy=False))
-    gradient = moments.mean.view_as(target)
-    return Claim(verdict(gradient, target, named, objective, off_policy=False), gradient)
+
+    def expected(clip: Clip) -> Tensor:
+        one = dataclasses.replace(objective, clip=clip)
+        return kl_moments(TABLES, one, UNIT, exact_source(TABLES, off_policy=False)).mean.view_as(target)
+
+    gradient = expected(objective.clip)
+    if objective.clip != NO_CLIP and bool((gradient - expected(NO_CLIP)).norm() < EXACT * gradient.norm()):
+        return None  # no log-ratio of these tables reaches the clip: they tell nothing about it
+    return Claim(verdict(gradient, target, named, objective, False, lambda: expected(NO_CLIP)), gradient)
 
 
 @lru_cache(maxsize=1)

@@ -33,17 +33,18 @@ def coefficients(
     mask: Tensor,
     advantages: Tensor,
     beta: float,
+    max_length: int,
 ) -> Coefficients:
     """Differentiate Σ_i (policy_i + β kl_i) at the first optimiser step on a batch, where π_old is π_θ.
 
     Divided by the batch's normaliser per sequence, so that the mean over sequences is the gradient of the loss.
-    Args: ``[B, T]``, without gradient; `beta` that of the KL loss.
+    Args: ``[B, T]``, without gradient; `beta` that of the KL loss; `max_length` L_max.
     """
     leaf, exact_leaf = (values.detach().clone().requires_grad_() for values in (logprobs, exact_kl))
     terms = objective.terms(leaf, logprobs, ref_logprobs, sampler_logprobs, advantages, mask, exact_leaf)
     lengths = mask.sum(1)
     counts = objective.counts(lengths, torch.full_like(lengths, 1.0 / len(lengths)))
-    share = objective.aggregate(terms, lengths, counts, mask.shape[1])
+    share = objective.aggregate(terms, lengths, counts, max_length)
     loss = share.policy + beta * share.kl
     return Coefficients(*torch.autograd.grad(loss, (leaf, exact_leaf), allow_unused=True, materialize_grads=True))
 
@@ -77,7 +78,7 @@ def batch_coefficients(objective: Objective, batch: Batch, advantages: Tensor, b
     """`coefficients` of a tabular batch."""
     mask = torch.ones_like(batch.logprobs)
     tensors = (batch.logprobs, batch.ref_logprobs, batch.sampler_logprobs, batch.exact_kl, mask, advantages)
-    return coefficients(objective, *tensors, beta)
+    return coefficients(objective, *tensors, beta, mask.shape[1])
 
 
 def charges(objective: Objective, batch: Batch, beta: float) -> Tensor:
@@ -106,8 +107,7 @@ def kl_moments(tables: Tables, objective: Objective, betas: Betas, source: Sourc
 
 def compares(objective: Objective) -> bool:
     """True if KL charges are compared within a group of samples."""
-    placement, grouped = objective.placement, not isinstance(objective.algorithm, Reinforce)
-    return grouped and placement.in_reward and placement.credit == "sequence" and placement.baseline != "outside"
+    return objective.placement.inside and not isinstance(objective.algorithm, Reinforce)
 
 
 def without_group(objective: Objective) -> Objective:

@@ -2,23 +2,31 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `klsweep audit`."""
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--whole", action="store_true", help="the whole objective: what group statistics make of β")
-    mode.add_argument("--presets", action="store_true", help="the atlas: what libraries' settings really optimise")
-    mode.add_argument("--study", type=Path, metavar="DIR", help="bias and variance against length: data and plot")
-    mode.add_argument("--run", type=Path, metavar="DIR", help="a run folder's policy against its base, by Monte Carlo")
-    mode.add_argument("--model", metavar="PATH", help="a model (folder or hub name) against --reference")
-    mode.add_argument("--page", type=Path, metavar="DIR", help="write the citable page: tables, atlas and plot")
-    parser.add_argument("--reference", metavar="PATH", help="with --model: the reference")
-    parser.add_argument("--policy", type=Path, metavar="FILE", help="tables theta, ref[, sampler] as JSON [T][V+1][V]")
-    parser.add_argument("--length", type=int, metavar="T", help="response length of the built-in tables")
-    parser.add_argument("--vocabulary", type=int, metavar="V", help="their vocabulary (default 2)")
-    parser.add_argument("--samples", type=int, metavar="N", help="Monte Carlo over N sequences in place of all V^T")
-    parser.add_argument("--batches", type=int, default=64, help="--run, --model: batches of samples (default 64)")
-    parser.add_argument("--prompts", type=int, default=64, help="--run, --model: prompts per batch (default 64)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is sampled (default 0)")
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+
+    def choose(name: str, text: str, **more: Any) -> None:
+        mode.add_argument(name, help=text, **more)
+
+    def option(name: str, text: str, **more: Any) -> None:
+        parser.add_argument(name, help=text, **more)
+
+    choose("--whole", "the whole objective: what group statistics make of β", action="store_true")
+    choose("--presets", "the atlas: what libraries' settings really optimise", action="store_true")
+    choose("--study", "bias and variance against length: data and plot", type=Path, metavar="DIR")
+    choose("--run", "a run folder's policy against its base, by Monte Carlo (minutes)", type=Path, metavar="DIR")
+    choose("--model", "a model (folder or hub name) against --reference", metavar="PATH")
+    choose("--page", "write the citable page: tables, atlas and plot", type=Path, metavar="DIR")
+    option("--reference", "with --model: the reference", metavar="PATH")
+    option("--policy", "JSON of logits theta, ref[, sampler]: [T][V+1][V], row V the start", type=Path, metavar="FILE")
+    option("--length", "response length of the built-in tables (default 14; --whole: 4)", type=int, metavar="T")
+    option("--vocabulary", "their vocabulary (default 2)", type=int, metavar="V")
+    option("--samples", "Monte Carlo over N sequences in place of all V^T", type=int, metavar="N")
+    option("--batches", "--run, --model: batches of samples (default 64)", type=int, metavar="N")
+    option("--prompts", "--run, --model: prompts per batch, 4 samples each (default 64)", type=int, metavar="N")
+    option("--seed", "of what is sampled (default 0)", type=int, default=0)
+    option("--json", "print the rows as JSON", action="store_true")

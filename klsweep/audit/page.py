@@ -24,12 +24,14 @@ Plot = Callable[[Sequence[Row], Path], None]
 
 INTRODUCTION = """# Which gradient does a KL configuration take?
 
-Written by `klsweep audit --page` (klsweep {version}); the rows come from the objective that trains, differentiated over
-every sequence of a small policy in float64. The aim is ∇KL(π_θ ‖ π_ref) of *sequences*. Relative error is
-‖E g − ∇KL‖/‖∇KL‖, variance the trace of the covariance of one sample's gradient, SNR ‖E g‖/√variance. The task reward
-is zero unless said otherwise. A verdict names the gradient where it equals one that has a name; token-local means that
-what a token does to later tokens is dropped. `klsweep audit --json` has the same rows in full; `klsweep audit
-estimator=k3 placement=loss clip=fixed clip.tau=0.3,1,3` audits any other configuration, `--policy FILE` other tables.
+Written by `klsweep audit --page` (klsweep {version}); the rows come from the objective that trains, differentiated
+over every sequence of a small policy in float64. The aim is ∇KL(π_θ ‖ π_ref) of *sequences*. Relative error is ‖E g −
+∇KL‖/‖∇KL‖, variance the trace of the covariance of one sample's gradient, SNR ‖E g‖/√variance. The task reward is
+zero unless said otherwise; samples that share a leave-one-out baseline are correlated: G times the variance of their
+mean is larger by ‖∇KL‖²/(G − 1) on policy. A verdict names the gradient where it equals one that has a name;
+token-local means that what a token does to later tokens is dropped. `klsweep audit --json` has the same rows in full;
+`klsweep audit estimator=k3 placement=loss clip=fixed clip.tau=0.3,1,3` audits any other configuration, `--policy
+FILE` other tables.
 """
 
 

@@ -6,7 +6,13 @@ from klsweep.audit.cases import Row
 
 Grid = tuple[list[str], list[list[str]]]
 
-FURTHER = ("clip_gradient", "clip_half", "kl_weight_cap", "correction_floor", "aggregation")
+FURTHER = (
+    "clip_gradient",
+    "clip_half",
+    "kl_weight_cap",
+    "correction_floor",
+    "aggregation",
+)
 
 
 def bias_grid(rows: Sequence[Row]) -> Grid:
@@ -30,9 +36,11 @@ def words(row: Row) -> list[str]:
         how.append(f"β {row['beta_reward']:g}:{row['beta_loss']:g}")
     weight = row["kl_weight"] if row["kl_weight_grad"] is None else f"{row['kl_weight']} {row['kl_weight_grad']}"
     if row["correction"] is not None:
-        weight = f"{weight} ({row['correction']})"
-    if row["kl_weight_over"] == "current":
-        weight += " over itself"
+        bounds = "not capped" if row["correction_cap"] is None else f"{row['correction']} at {row['correction_cap']:g}"
+        level = f"{row['correction_level']} " if row["level"] is not None else ""
+        weight = f"{weight} ({level}{bounds})"
+    if row["kl_weight_over"] not in (None, "sampler" if row["sampling"] == "off_policy" else "old"):
+        weight += f" over {row['kl_weight_over']}"
     further = [f"{name}={row[name]}" for name in FURTHER if row[name] is not None]
     if row["clamp_stage"] == "before_weight":
         further.append("clamp_stage=before_weight")
@@ -45,6 +53,15 @@ def words(row: Row) -> list[str]:
         weight,
         row["sampling"],
     ]
+
+
+def named(row: Row) -> str:
+    """The configuration in one phrase, without what is plain in it."""
+    estimator, placement, clip, gradient, weight, sampling = words(row)
+    parts = [estimator, placement, *(["clip", clip] if clip != "none" else [])]
+    parts += ["gradient", gradient] if gradient not in ("–", "same") else []
+    parts += ["weight", weight] if weight != "none" else []
+    return " ".join([*parts, *([sampling] if sampling == "off_policy" else [])])
 
 
 def _clip(row: Row) -> str:
@@ -75,13 +92,13 @@ def figure(value: float | None) -> str:
 
 def whole_grid(rows: Sequence[Row]) -> Grid:
     """What each algorithm makes of reward and KL."""
-    header = ["algorithm", "group", "estimator", "placement", "β", "reward scale", "KL scale", "β in effect"]
+    header = ["algorithm", "group", "KL term", "β", "reward scale", "KL scale", "β in effect"]
     header += ["neither", "cosine", "P(equal rewards)"]
     keys = ("beta", "reward_scale", "kl_scale", "effective_beta", "residual", "cosine", "equal_groups")
     grid = []
     for row in rows:
-        plain = {**row, "algorithm": None}
-        grid.append([row["algorithm"], str(row["group_size"]), *words(plain)[:2], *(figure(row[key]) for key in keys)])
+        described = named({**row, "algorithm": None})
+        grid.append([row["algorithm"], str(row["group_size"]), described, *(figure(row[key]) for key in keys)])
     return header, grid
 
 

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from klsweep.audit.bias import exact_source, refuse_group_std
+from klsweep.audit.bias import exact_source
 from klsweep.audit.cases import Case, Row
-from klsweep.audit.gradient import batch_coefficients, charges, kl_moments, per_sample, without_group
+from klsweep.audit.gradient import batch_coefficients, charges, compares, kl_moments, per_sample, without_group
 from klsweep.audit.reference import kl_gradient
-from klsweep.audit.show import words
+from klsweep.audit.show import named
 from klsweep.audit.tabular import Batch, Tables, instance, sampled
+from klsweep.errors import BadInput
 
 LENGTHS = range(5, 21)
 ROUNDS, SAMPLES = 200, 1000
@@ -36,8 +37,13 @@ def synthetic_study(
     bias: ‖mean over rounds − ∇KL‖/‖∇KL‖, and bias_noise, what it would be on average without any bias; variance: trace
     of the covariance of a round's gradient, over ‖∇KL‖². exact_bias and exact_variance are by enumeration, up to
     `longest_exact`; distance is that of the mean from the enumerated one in standard errors (about 1 if they agree).
+    BadInput for cases off policy or with a baseline inside the group.
     """
-    refuse_group_std(chosen)
+    for case in chosen:
+        if case.off_policy:
+            raise BadInput("sampling=off_policy: the study samples from the policy itself (sampling=on_policy)")
+        if compares(case.objective):
+            raise BadInput("placement.baseline=inside: the study has no groups (placement.baseline=outside)")
     rows = []
     for length in lengths:
         tables = instance(length, vocabulary=2)
@@ -50,7 +56,7 @@ def synthetic_study(
             variance = (gradients - mean).square().sum().item() / (rounds - 1)
             row = {
                 "length": length,
-                "configuration": " ".join(words(case.labels)[:2]),
+                "configuration": named(case.labels),
                 "bias": (mean - target).norm().item() / size,
                 "bias_noise": math.sqrt(variance / rounds) / size,
                 "variance": variance / size**2,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from klsweep.audit.transformer import Subject
+from klsweep.audit.transformer import Subject, check_memory
 from klsweep.config.build import Builder, RunSpec
 from klsweep.errors import BadInput
 from klsweep.model.policy import load_policy
@@ -45,6 +45,7 @@ def _subject(spec: RunSpec, base: RunSpec, checkpoint: Path | None, batches: int
         raise BadInput(f"--reference: its vocabulary has {sizes[1]} entries, the model's {sizes[0]}")
     if checkpoint is not None:
         load_weights(checkpoint, network)
+    check_memory(network, batches)
     sampler = spec.rollout.bind(network, tokenizer)
     items = spec.task.train_items()
     drawn = []
@@ -53,4 +54,5 @@ def _subject(spec: RunSpec, base: RunSpec, checkpoint: Path | None, batches: int
         draws = uniforms(seed, Stream.AUDIT, index, range(prompts), SAMPLES, spec.task.max_response_tokens)
         texts = [items[p].prompt for p in order]
         drawn.append(sampler.generate(texts, SAMPLES, draws, spec.rollout.temperature, 1.0).tokens)
-    return Subject(network, reference.requires_grad_(False), spec.rollout.temperature, drawn)
+    longest = spec.task.max_response_tokens
+    return Subject(network, reference.requires_grad_(False), spec.rollout.temperature, longest, drawn)

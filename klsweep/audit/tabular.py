@@ -18,6 +18,7 @@ from klsweep.errors import BadInput
 from klsweep.objective.kl import exact_token_kl
 
 MOST_SEQUENCES = 2**20
+MOST_LOGITS = 10**7
 CHUNK = 2**15
 
 
@@ -68,11 +69,14 @@ def load_tables(file: Path) -> Tables:
     if not isinstance(content, dict) or not {"theta", "ref"} <= set(content) <= {"theta", "ref", "sampler"}:
         found = ", ".join(content) if isinstance(content, dict) else type(content).__name__
         raise BadInput(f"--policy={str(file)!r}: expected the keys theta, ref and optionally sampler (found {found})")
-    tables = {name: _table(name, rows) for name, rows in content.items() if rows is not None}
+    where = f"--policy={str(file)!r}: "
+    tables = {
+        name: _table(where + name, rows) for name, rows in content.items() if name != "sampler" or rows is not None
+    }
     for name, table in tables.items():
         if table.shape != tables["theta"].shape:
             shapes = list(table.shape), list(tables["theta"].shape)
-            raise BadInput(f"{name}: shape {shapes[0]} is not that of theta, {shapes[1]}")
+            raise BadInput(f"{where}{name}: shape {shapes[0]} is not that of theta, {shapes[1]}")
     return Tables(tables["theta"], tables["ref"], tables.get("sampler"))
 
 
@@ -80,10 +84,11 @@ def _table(name: str, rows: Any) -> Tensor:
     try:
         table = torch.tensor(rows, dtype=torch.float64)
     except (TypeError, ValueError) as error:
-        raise BadInput(f"{name}: expected nested lists [T][V + 1][V] of numbers ({error})") from error
-    if table.ndim != 3 or 0 in table.shape or table.shape[1] != table.shape[2] + 1:
+        raise BadInput(f"{name}: expected nested lists [T][V + 1][V] of numbers, all of equal length") from error
+    if table.ndim != 3 or table.shape[0] == 0 or table.shape[2] < 2 or table.shape[1] != table.shape[2] + 1:
         raise BadInput(
-            f"{name}: shape {list(table.shape)}, expected [T][V + 1][V]: a row per previous token and one for the start"
+            f"{name}: shape {list(table.shape)}, expected [T][V + 1][V] with V of at least 2: a row per previous token "
+            "and one for the start"
         )
     bad = (~table.isfinite()).nonzero()
     if len(bad):
@@ -117,13 +122,18 @@ def every_sequence(tables: Tables, off_policy: bool) -> Iterator[Batch]:
         yield Batch(**{**vars(batch), "weights": batch.sampler_logprobs.sum(1).exp()})
 
 
-def check_enumerable(tables: Tables) -> None:
-    """BadInput if there are too many sequences to enumerate."""
-    if tables.length * math.log2(tables.vocabulary) > math.log2(MOST_SEQUENCES):
+def check_enumerable(length: int, vocabulary: int, otherwise: str) -> None:
+    """BadInput if there are too many sequences to enumerate; `otherwise`: what to do then."""
+    if length * math.log2(vocabulary) > math.log2(MOST_SEQUENCES):
         raise BadInput(
-            f"V^T = {tables.vocabulary}^{tables.length} sequences are more than can be enumerated "
-            f"({MOST_SEQUENCES}): give --samples N for Monte Carlo"
+            f"V^T = {vocabulary}^{length} sequences are more than can be enumerated ({MOST_SEQUENCES}): {otherwise}"
         )
+
+
+def check_size(length: int, vocabulary: int) -> None:
+    """BadInput if the tables themselves are too large."""
+    if length * vocabulary * (vocabulary + 1) > MOST_LOGITS:
+        raise BadInput(f"--length={length} with --vocabulary={vocabulary}: tables of more than {MOST_LOGITS} logits")
 
 
 def sampled(tables: Tables, off_policy: bool, count: int, generator: torch.Generator) -> Batch:

@@ -13,9 +13,8 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from klsweep.audit.bias import refuse_group_std
 from klsweep.audit.cases import Case, Row
-from klsweep.audit.gradient import Coefficients, coefficients, without_group
+from klsweep.audit.gradient import Coefficients, coefficients, compares, without_group
 from klsweep.errors import BadInput
 from klsweep.model.policy import Tokens, chosen, response_distributions
 from klsweep.objective.advantage import Reinforce
@@ -38,6 +37,7 @@ class Subject:
     network: Any
     reference: Any
     temperature: float
+    max_length: int
     batches: Sequence[Tokens]
 
 
@@ -59,29 +59,48 @@ def transformer_table(
     `projection` ⟨g, t⟩/⟨t, t⟩, `norm_ratio` √(⟨g, g⟩/⟨t, t⟩), `cosine` their quotient, and `relative_error`
     √(⟨g − t, g − t⟩/⟨t, t⟩), with the same batch's noise left out of all of them. Intervals: 95 %, jackknife over
     batches.
-    BadInput for cases off policy or with a group's std, and if the gradients do not fit into memory.
+    The cases are those that `check_cases` lets pass.
     """
-    refuse_group_std(cases)
-    if any(case.off_policy for case in cases):
-        raise BadInput("sampling=off_policy: a real policy is audited on its own samples (sampling=on_policy)")
-    size, count = sum(p.numel() for p in subject.network.parameters()), len(subject.batches)
-    if count < 3:
-        raise BadInput(f"--batches={count}: an interval needs at least 3")
-    if 2 * count * size * BYTES > MOST_BYTES:
-        raise BadInput(
-            f"--batches={count}: 2 × {count} gradients of {size} parameters need more than {MOST_BYTES // 2**30} GiB"
-        )
+    count = len(subject.batches)
     scored = [_Scored.of(subject, tokens) for tokens in subject.batches]
     target = _gradients(subject, scored, _target(), Betas(1.0, 1.0))
     target_products = (target @ target.T).double()
     kls = torch.stack([masked(batch.exact_kl, batch.tokens.mask).sum(1).mean() for batch in scored]).double()
     rows = []
     for case in cases:
-        found = _gradients(subject, scored, without_group(case.objective), case.betas)
+        # of a linear algorithm's group, on policy, only the factor on a sample's own charge is left in expectation
+        betas = case.betas._replace(reward=case.betas.reward * _own_share(case.objective))
+        found = _gradients(subject, scored, without_group(case.objective), betas)
         own, mixed = (found @ found.T).double(), (found @ target.T).double()
-        rows.append({**case.labels, **_comparison(own, mixed, target_products)})
+        row = {**case.labels, **_comparison(own, mixed, target_products)}
+        rows.append({**row, "verdict": "the target itself"} if torch.equal(found, target) else row)
         progress(len(rows))
     return _jackknife(lambda kept: kls[kept].mean().item(), count), rows
+
+
+def check_cases(cases: Sequence[Case], batches: int) -> None:
+    """BadInput for cases off policy, or too few batches for an interval."""
+    if any(case.off_policy for case in cases):
+        raise BadInput("sampling=off_policy: a real policy is audited on its own samples (sampling=on_policy)")
+    if batches < 3:
+        raise BadInput(f"--batches={batches}: an interval needs at least 3")
+
+
+def check_memory(network: Any, batches: int) -> None:
+    """BadInput if the gradients of all batches do not fit into memory."""
+    size = sum(parameter.numel() for parameter in network.parameters())
+    if 2 * batches * size * BYTES > MOST_BYTES:
+        raise BadInput(
+            f"--batches={batches}: 2 × {batches} gradients of {size} parameters need more than "
+            f"{MOST_BYTES // 2**30} GiB"
+        )
+
+
+def _own_share(objective: Objective) -> float:
+    """∂A_i/∂R_i of a group compared inside, 1 otherwise."""
+    if not compares(objective):
+        return 1.0
+    return objective.algorithm.advantage(torch.eye(objective.algorithm.group_size)[0])[0].item()
 
 
 @dataclass(frozen=True)
@@ -132,7 +151,7 @@ def _gradients(subject: Subject, scored: Sequence[_Scored], objective: Objective
         mask = batch.tokens.mask
         advantages = objective.advantages(zero, batch.logprobs, batch.ref_logprobs, mask, betas.reward, batch.exact_kl)
         tensors = (batch.logprobs, batch.ref_logprobs, batch.logprobs, batch.exact_kl, mask, advantages)
-        found = coefficients(objective, *tensors, betas.loss)
+        found = coefficients(objective, *tensors, betas.loss, subject.max_length)
         gradient = torch.autograd.grad(_surrogate(subject, batch, found), parameters)
         rows.append(torch.cat([part.flatten() for part in gradient]) / len(zero))
     return torch.stack(rows)
@@ -221,7 +240,7 @@ def _verdict(squared_error: Interval, projection: Interval) -> str:
     if squared_error.low is None or projection.low is None or projection.high is None:
         return "undecided"
     if squared_error.low > 0:
-        return "biased: no part along ∇KL" if projection.low <= 0 <= projection.high else "biased"
+        return "biased: no part along ∇KL seen" if projection.low <= 0 <= projection.high else "biased"
     if projection.low <= 0:
         return "undecided: too noisy"
     return "no bias seen"

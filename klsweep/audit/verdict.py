@@ -1,10 +1,11 @@
 """A gradient compared with ∇KL, in numbers and in words."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from klsweep.objective.clip import NO_CLIP
 from klsweep.objective.objective import Objective
 
 EXACT = 1e-9  # relative; rounding in float64 stays far below
@@ -30,35 +31,61 @@ def compare(gradient: Tensor, target: Tensor) -> Comparison:
     return Comparison((gradient - target).norm().item() / size, cosine, ratio)
 
 
+UNDEFINED = "undefined: ∇KL is zero here (the policy is the reference, or saturated)"
+
+
 def verdict(
-    gradient: Tensor, target: Tensor, named: Mapping[str, Tensor], objective: Objective, off_policy: bool
+    gradient: Tensor,
+    target: Tensor,
+    named: Mapping[str, Tensor],
+    objective: Objective,
+    off_policy: bool,
+    unclipped: Callable[[], Tensor],
 ) -> str:
-    """What the gradient is: `unbiased`, or why not, by comparison with gradients that have a name."""
+    """What the gradient is: `unbiased`, or why not, by comparison with gradients that have a name.
+
+    `unclipped`: the expected gradient of the same configuration without its clip.
+    """
     found = compare(gradient, target)
     if found.relative_error is None or found.norm_ratio is None:
-        return "undefined: the policy is the reference, ∇KL is zero"
+        return UNDEFINED
     if not gradient.isfinite().all():
         return "overflow: not finite"
     if found.relative_error < EXACT:
         return "unbiased"
-    if found.norm_ratio < EXACT:
-        return "zero: β only adds noise"
-    for name, other in {"∇KL": target, **named}.items():
+    bound = objective.clip != NO_CLIP and bool((gradient - unclipped()).norm() > EXACT * gradient.norm())
+    remarks = ["the clip binds nowhere here"] if objective.clip != NO_CLIP and not bound else []
+    if {objective.algorithm.aggregation, objective.kl_aggregation} & {"seq-mean", "token-mean"}:
+        remarks.append("at equal lengths")
+    return _named(gradient, {"∇KL": target, **named}, found, bound, _stale(objective) if off_policy else None) + (
+        f" ({', '.join(remarks)})" if remarks else ""
+    )
+
+
+def _named(gradient: Tensor, named: Mapping[str, Tensor], found: Comparison, bound: bool, stale: str | None) -> str:
+    if (found.norm_ratio or 0.0) < EXACT:
+        return "zero: cut off by the clip" if bound else "zero: β only adds noise"
+    for name, other in named.items():
         if other.norm() < NOTHING:
             continue
         factor = (gradient * other).sum().item() / other.square().sum().item()
         if (gradient - factor * other).norm() < EXACT * gradient.norm():
             return f"biased: {name}" if abs(factor - 1) < EXACT else f"biased: {factor:.4g} × {name}"
-    if objective.clip.bounds != (None, None) or objective.clip.output is not None:
+    if bound:
         return "biased by the clip"
-    if off_policy:
-        return _stale(objective)
-    return "biased: against ∇KL" if (found.cosine or 0.0) < 0 else "biased: no gradient with a name"
+    if stale is not None:
+        return stale
+    return "biased: against ∇KL" if (found.cosine or 0.0) < 0 else "biased: not a gradient known by name"
 
 
 def _stale(objective: Objective) -> str:
-    levels = {objective.kl.weight} if objective.placement.in_loss else {objective.correction.level or "none"}
-    if "none" in levels:
+    """Why samples of another policy give another gradient: by the weights of the halves there are."""
+    levels, kl = [], objective.kl
+    if objective.placement.in_reward:
+        levels.append(objective.correction.level)
+    if objective.placement.in_loss:
+        levels.append(None if kl.weight == "none" or kl.is_one_at_first else kl.weight)
+    if None in levels:
         return "biased: the sampler's samples, not weighted"
     if "token" in levels:
         return "biased: a token weight does not correct its prefix"

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from klsweep.audit.cases import Case, Row
+from klsweep.audit.cases import Case, Row, strengths
 from klsweep.audit.gradient import Moments, batch_coefficients, charges, without_group
 from klsweep.audit.reference import kl_gradient
 from klsweep.audit.tabular import Batch, Tables, every_sequence
-from klsweep.audit.verdict import EXACT
+from klsweep.audit.verdict import EXACT, NOTHING
 from klsweep.errors import BadInput
 from klsweep.objective.objective import Objective
 
@@ -47,17 +47,17 @@ def beta_in_effect(tables: Tables, case: Case) -> float | None:
     None if the term has no gradient of its own.
     """
     parts = _Parts.of(tables, case)
-    if parts.own.norm() < EXACT * parts.target.norm():
-        return None
     reward_scale, kl_scale, _ = _fit(parts.gradient, parts.reward, parts.own)
-    return kl_scale / reward_scale
+    return _quotient(kl_scale, reward_scale)
 
 
 def _row(tables: Tables, case: Case) -> Row:
     parts = _Parts.of(tables, case)
     reward_scale, kl_scale, residual = _fit(parts.gradient, parts.reward, parts.target)
     wanted = parts.reward + parts.target
-    beta = max(case.objective.kl.betas(1, 1))
+    norms = (parts.gradient.norm() * wanted.norm()).item()
+    beta = max(strengths(case.objective))
+    effect = _quotient(kl_scale, reward_scale)
     return {
         **case.labels,
         "algorithm": case.algorithm,
@@ -65,11 +65,15 @@ def _row(tables: Tables, case: Case) -> Row:
         "beta": beta,
         "reward_scale": reward_scale,
         "kl_scale": kl_scale,
-        "effective_beta": beta * kl_scale / reward_scale,
+        "effective_beta": None if effect is None else beta * effect,
         "residual": residual,
-        "cosine": ((parts.gradient * wanted).sum() / (parts.gradient.norm() * wanted.norm())).item(),
+        "cosine": (parts.gradient * wanted).sum().item() / norms if norms > NOTHING else None,
         "equal_groups": parts.equal,
     }
+
+
+def _quotient(numerator: float | None, denominator: float | None) -> float | None:
+    return None if numerator is None or not denominator else numerator / denominator
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class _Parts:
 
     @classmethod
     def of(cls, tables: Tables, case: Case) -> "_Parts":
-        objective, betas = case.objective, case.objective.kl.betas(1, 1)
+        objective, betas = case.objective, strengths(case.objective)
         _check_enumerable(tables, objective.algorithm.group_size)
         (batch,) = every_sequence(tables, off_policy=False)  # few sequences make many groups: one chunk
         rewards = task_rewards(tables)
@@ -99,12 +103,21 @@ class _Parts:
         )
 
 
-def _fit(gradient: Tensor, reward: Tensor, kl: Tensor) -> tuple[float, float, float]:
-    """Least squares of a·reward + b·kl: a, b, and the share of the gradient's norm that is in neither."""
-    basis = torch.stack([reward.flatten(), kl.flatten()], 1)
+def _fit(gradient: Tensor, reward: Tensor, kl: Tensor) -> tuple[float | None, float | None, float | None]:
+    """Least squares of a·reward + b·kl: a, b, and the share of the gradient's norm that is in neither.
+
+    None for the scale of one that is zero here, and all None if the gradient is.
+    """
+    scale = gradient.norm()
+    if scale < NOTHING:
+        return None, None, None
+    present = [bool(part.norm() > EXACT * scale) for part in (reward, kl)]
+    basis = torch.stack([part.flatten() for part, there in zip((reward, kl), present, strict=True) if there], 1)
     fit = torch.linalg.lstsq(basis, gradient.flatten()[:, None]).solution.squeeze(1)
-    residual = (gradient.flatten() - basis @ fit).norm() / gradient.norm()
-    return fit[0].item(), fit[1].item(), residual.item()
+    residual = (gradient.flatten() - basis @ fit).norm() / scale
+    scales = iter(fit.tolist())
+    reward_scale, kl_scale = (next(scales) if there else None for there in present)
+    return reward_scale, kl_scale, residual.item()
 
 
 def task_rewards(tables: Tables) -> Tensor:
@@ -117,8 +130,8 @@ def _check_enumerable(tables: Tables, group_size: int) -> None:
     sequences = tables.vocabulary**tables.length
     if sequences > MOST_SEQUENCES or math.comb(sequences + group_size - 1, group_size) > MOST_GROUPS:
         raise BadInput(
-            f"algorithm.group_size={group_size} with V^T = {tables.vocabulary}^{tables.length} sequences makes more than "
-            f"{MOST_GROUPS} groups: give a smaller group, or a shorter policy (--length)"
+            f"algorithm.group_size={group_size} with V^T = {tables.vocabulary}^{tables.length} sequences makes "
+            f"more than {MOST_GROUPS} groups: give a smaller group, or a shorter policy (--length)"
         )
 
 

@@ -160,6 +160,7 @@ def _one_line(error: ValidationError, cls: type, prefix: str) -> str:
         names = ", ".join(f.name for f in dataclasses.fields(cls))
         problem = "unknown key" if first["type"] == "unexpected_keyword_argument" else "missing"
         return f"{prefix}{field}: {problem} (keys: {names})"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    others = [".".join(str(part) for part in other["loc"]) for other in error.errors()[1:]]
+    more = f" (wrong, too: {', '.join(others)})" if others else ""
     value = "null" if first["input"] is None else repr(first["input"])
     return f"{prefix}{field}={value}: {first['msg']}{more}"

@@ -70,7 +70,8 @@ def expand(composer: Composer, overrides: Sequence[str], single: bool = False) -
     _check_axes(composer, base, products)
     points = _distinct(point for product in products for point in _points(product))
     excludes = base.config.get("exclude") or []
-    nodes = _ChoiceNodes(composer, list(fixed.values()), base, {key for product in products for key in product})
+    swept = {key for product in products for key in product}
+    nodes = _ChoiceNodes(composer, list(fixed.values()), _without_grid(base), swept)
     kept, excluded = [], []
     for point in points:
         cell = nodes.cell(point)
@@ -80,7 +81,7 @@ def expand(composer: Composer, overrides: Sequence[str], single: bool = False) -
         else:
             excluded.append(Exclusion(point, reason))
     raw = sum(len(list(_points(product))) for product in products)
-    return Expansion(raw, kept, excluded, frozenset(fixed) | {key for product in products for key in product})
+    return Expansion(raw, kept, excluded, frozenset(fixed) | swept)
 
 
 def _check_single_choice(group: str, value: Any) -> None:
@@ -141,21 +142,20 @@ class _ChoiceNodes:
         for choice in groups.items():
             self._load(choice)
         if any(choice in self._global_choices for choice in groups.items()):
-            composed = compose_point(self._composer, self._fixed, point)
+            composed = _without_grid(compose_point(self._composer, self._fixed, point))
         else:
             config = dict(self._base.config)
             for group, value in groups.items():
                 config[group] = self._nodes[group, value]
             composed = Composed(_with_values(config, values), {**self._base.choices, **groups})
         config = composed.config if self._is_resolved(composed.config) else resolve(composed.config)
-        config = {key: value for key, value in config.items() if key not in ("grid", "exclude")}
         return Cell({**config, "choices": composed.choices}, composed.choices, point)
 
     def _load(self, choice: tuple[str, str]) -> None:
         if choice in self._nodes or choice in self._global_choices:
             return
         group, value = choice
-        composed = self._resolved_once(compose_point(self._composer, self._fixed, {group: value}))
+        composed = self._resolved_once(_without_grid(compose_point(self._composer, self._fixed, {group: value})))
         rest = {key: node for key, node in composed.config.items() if key != group}
         if rest == {key: node for key, node in self._base.config.items() if key != group}:
             self._nodes[choice] = composed.config[group]
@@ -175,6 +175,12 @@ class _ChoiceNodes:
     @staticmethod
     def _is_resolved(config: dict[str, Any]) -> bool:
         return "${" not in repr(config)
+
+
+def _without_grid(composed: Composed) -> Composed:
+    """A cell's configuration has no part in the grid it came from."""
+    config = {key: value for key, value in composed.config.items() if key not in ("grid", "exclude")}
+    return Composed(config, composed.choices)
 
 
 def compose_point(composer: Composer, fixed: list[str], point: Point) -> Composed:

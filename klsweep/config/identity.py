@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from klsweep.config.build import NODES, RunSpec
@@ -17,8 +17,7 @@ from klsweep.provenance import science_hash
 from klsweep.tasks.base import fingerprint
 
 if TYPE_CHECKING:
-    from klsweep.objective.clip import Clip
-    from klsweep.objective.kl import Estimator
+    from klsweep.objective.clip import Clip, Half
 
 VERSION = 1
 
@@ -67,6 +66,8 @@ NEUTRAL: Mapping[str, Any] = {
     "correction": "NoCorrection",
     "rollout.top_p": 1.0,
 }
+
+HALVES: tuple[Half, ...] = ("reward", "loss")
 
 Canonical = dict[str, Any]
 
@@ -142,20 +143,29 @@ def _without_inert(flat: Canonical, spec: RunSpec) -> Canonical:
 
 def _drop_inert_kl(flat: Canonical, spec: RunSpec, drop: Callable[..., None]) -> None:
     """The same for the KL term, in place."""
-    estimator, placement, clip, kl = spec.estimator, spec.placement, spec.clip, spec.kl
+    placement, clip, kl = spec.placement, spec.clip, spec.kl
     both = placement.in_reward and placement.in_loss
     if flat.get("placement.baseline") == "auto":
-        flat["placement.baseline"] = "inside" if placement.credit == "sequence" else "outside"
-    if flat.get("placement.loss_estimator") == _name(estimator):
+        flat["placement.baseline"] = "inside" if placement.inside else "outside"
+    own = str(flat["estimator"]).lower()
+    if flat.get("placement.loss_estimator") == own:
         flat["placement.loss_estimator"] = "same"
+    in_loss = flat.get("placement.loss_estimator", "same")
+    unclipped = clip.bounds == (None, None) and clip.output is None
     if not both:
         drop("clip.half")
     if not placement.in_loss:  # a charge is detached: it has no gradient of its own, and is not weighted
         drop("clip.mode", "clip.clamp_stage", "estimator.gradient", "kl.weight", "kl.aggregation")
-    unclipped = clip.bounds == (None, None) and clip.output is None
-    if flat.get("estimator.gradient") == _name(estimator) and unclipped and kl.weight == "none":
+    if both and clip.half == "reward":
+        drop("clip.mode", "clip.clamp_stage")
+    plain = unclipped and kl.weight == "none"
+    if plain and flat.get("estimator.gradient") == (own if in_loss == "same" else in_loss):
         flat["estimator.gradient"] = "same"
-    if flat.get("estimator.gradient") in (None, "same") or clip.bounds == (None, None):
+    if flat.get("estimator.gradient") in (None, "same"):
+        drop("estimator.clip_gradient")
+    else:
+        drop("clip.clamp_stage")  # the value is not weighted
+    if clip.bounds == (None, None):
         drop("estimator.clip_gradient")
     if "clip" in flat:
         _settle_bounds(flat, clip, drop)
@@ -168,14 +178,18 @@ def _drop_inert_kl(flat: Canonical, spec: RunSpec, drop: Callable[..., None]) ->
         flat["kl.weight_over"] = "old"
     if flat.get("kl.aggregation") == flat["algorithm.aggregation"]:
         drop("kl.aggregation")
-    if kl.schedule not in ("linear", "cosine"):
+    moving = [half for half in HALVES if len(set(kl.coefficients(half))) > 1]
+    if not moving:
         drop("kl.final_coef", "kl.final_loss_coef")
+    if not moving and kl.schedule != "adaptive":
+        flat["kl.schedule"] = "constant"
     if kl.schedule != "adaptive":
         drop("kl.target", "kl.horizon")
     if kl.coefficients("loss") == kl.coefficients("reward"):
         drop("kl.loss_coef", "kl.final_loss_coef")
-    plain = {"estimator": "K1", "estimator.gradient": "same", "placement.loss_estimator": "same", "kl.weight": "none"}
-    if all(flat.get(k, v) == v for k, v in plain.items()) and clip.output is None:
+    level_free = {"estimator": "K1", "estimator.gradient": "same", "placement.loss_estimator": "same"}
+    level_free["kl.weight"] = "none"
+    if all(flat.get(k, v) == v for k, v in level_free.items()) and clip.output is None:
         drop("placement.level")  # a sum of ℓ_t is the ℓ of the sum
 
 
@@ -193,8 +207,18 @@ def _settle_bounds(flat: Canonical, clip: Clip, drop: Callable[..., None]) -> No
         drop("clip.clamp_stage")
 
 
-def _name(estimator: Estimator) -> str:
-    return type(estimator).__name__.lower()
+def inert_keys(given: Iterable[str], runs: Sequence[tuple[RunSpec, Canonical]]) -> list[str]:
+    """Of the keys that a user set, those of the objective's nodes that no run's identity depends on."""
+    kept = {key for _, flat in runs for key in flat}
+    nodes = {"kl", "estimator", "placement", "clip", "correction", "sampling", "algorithm"}
+    asked = [k for k in sorted(set(given) - {"kl.coef"}) if "." in k and k.split(".")[0] in nodes and k not in kept]
+    return [key for key in asked if not _is_neutral(key, runs)]
+
+
+def _is_neutral(key: str, runs: Sequence[tuple[RunSpec, Canonical]]) -> bool:
+    """True if a key is absent from identities only because its value is the neutral one."""
+    node, _, field = key.partition(".")
+    return key in NEUTRAL and any(getattr(getattr(spec, node), field, None) == NEUTRAL[key] for spec, _ in runs)
 
 
 def run_id(flat: Canonical) -> str:

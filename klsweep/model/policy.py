@@ -43,7 +43,9 @@ class Scores:
 def load_policy(model: Model) -> tuple[Any, Any]:
     """(model, tokenizer) ready to run, in evaluation mode: no dropout, sampler and trainer see the same function."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     device = model.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -148,25 +148,33 @@ class Objective:
 
 
 def simplified(estimator: Estimator, placement: Placement, clip: Clip, kl: KL) -> tuple[Estimator, Placement, Clip, KL]:
-    """The plainest configuration that takes the same gradient: a half whose β is 0 throughout is not there."""
+    """The plainest configuration that takes the same gradient.
+
+    A half whose β is 0 throughout is not there; nor is a clip of a half that is not.
+    """
     in_reward = placement.in_reward and any(kl.coefficients("reward"))
     in_loss = placement.in_loss and any(kl.coefficients("loss"))
+    if in_reward and in_loss:
+        return estimator, placement, clip, kl
     if not in_reward and not in_loss:
         return estimator, NoKL(credit=None, baseline=None, level=None, loss_estimator=None), clip, kl
-    if not in_loss:
+    if in_reward:
         if placement.in_loss:
             fields = {"credit": placement.credit, "baseline": placement.baseline}
             placement = InReward(**fields, level=None, loss_estimator=None)  # pyright: ignore[reportArgumentType]
-            clip, kl = clip.within("reward"), dataclasses.replace(kl, weight="none")
-        return estimator, placement, clip, dataclasses.replace(kl, loss_coef=None, final_loss_coef=None)
-    if not in_reward:
-        estimator = _loss_estimator(estimator, placement)
-        if placement.in_reward:
-            placement = InLoss(credit=None, baseline=None, level=placement.level, loss_estimator=None)  # pyright: ignore
-            clip = clip.within("loss")
-        first, last = kl.coefficients("loss")
-        kl = dataclasses.replace(kl, coef=first, final_coef=last, loss_coef=None, final_loss_coef=None)
-    return estimator, placement, clip, kl
+            kl = dataclasses.replace(kl, weight="none")
+        return (
+            estimator,
+            placement,
+            clip.within("reward"),
+            dataclasses.replace(kl, loss_coef=None, final_loss_coef=None),
+        )
+    estimator = _loss_estimator(estimator, placement)
+    if placement.in_reward:
+        placement = InLoss(credit=None, baseline=None, level=placement.level, loss_estimator=None)  # pyright: ignore
+    first, last = kl.coefficients("loss")
+    kl = dataclasses.replace(kl, coef=first, final_coef=last, loss_coef=None, final_loss_coef=None)
+    return estimator, placement, clip.within("loss"), kl
 
 
 def build_objective(

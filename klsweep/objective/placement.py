@@ -74,6 +74,11 @@ class Placement:
     in_reward: ClassVar[bool] = False
     in_loss: ClassVar[bool] = False
 
+    @property
+    def inside(self) -> bool:
+        """True if the charge is part of the scalar whose group baseline is subtracted."""
+        return self.in_reward and self.credit == "sequence" and self.baseline != "outside"
+
     def advantages(
         self,
         rewards: Tensor,
@@ -101,10 +106,10 @@ class Placement:
             return algorithm.advantage(rewards)[:, None] - beta * charges
         per_sequence = kl.clip.input_level == "sequence"
         total = kl.sequence(log_ratio) if per_sequence else kl.tokens(log_ratio, exact_kl).sum(1)
-        if self.baseline == "outside":
-            advantages = algorithm.advantage(rewards) - beta * total
-        else:
+        if self.inside:
             advantages = algorithm.advantage(rewards - beta * total)
+        else:
+            advantages = algorithm.advantage(rewards) - beta * total
         return advantages[:, None].expand_as(log_ratio)
 
     def loss_sums(self, log_ratio: Tensor, exact_kl: Tensor | None, kl: KLTerm, weight: Tensor | None = None) -> Tensor:

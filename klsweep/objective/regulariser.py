@@ -87,7 +87,7 @@ class KL:
         if self.schedule == "adaptive" and self.horizon is not None and self.horizon <= MOST_ADAPTED * sequences:
             raise ValueError(
                 f"kl.horizon={self.horizon:g} lets one update of {sequences} sequences turn β negative "
-                f"(more than {MOST_ADAPTED * sequences:g})"
+                f"(give more than {MOST_ADAPTED * sequences:g})"
             )
 
     def weights(self, logprobs: Tensor, old_logprobs: Tensor, sampler_logprobs: Tensor) -> Tensor | None:

@@ -16,7 +16,7 @@ from klsweep.cells import describe
 from klsweep.config.build import Builder, RunSpec
 from klsweep.config.compose import Composer, parse_overrides
 from klsweep.config.grid import Cell, Exclusion, Expansion, expand
-from klsweep.config.identity import NEUTRAL, Canonical, canonical, cell_id, covers, eval_id, run_id
+from klsweep.config.identity import NEUTRAL, Canonical, canonical, cell_id, covers, eval_id, inert_keys, run_id
 from klsweep.errors import BadInput
 from klsweep.objective.objective import Objective, Undefined, build_objective
 from klsweep.provenance import science_hash
@@ -155,10 +155,11 @@ def _record_launch(plan: Plan) -> None:
 
 
 def _planned(cell: Cell, spec: RunSpec, objective: Objective, given: frozenset[str]) -> PlannedRun:
-    try:
-        spec.kl.check_horizon(spec.train.prompts_per_update * spec.algorithm.group_size)
-    except ValueError as error:
-        raise BadInput(str(error)) from error
+    if objective.has_kl:
+        try:
+            spec.kl.check_horizon(spec.train.prompts_per_update * spec.algorithm.group_size)
+        except ValueError as error:
+            raise BadInput(str(error)) from error
     for name, suite in spec.eval.suites.items():
         if shared := shared_prompts(spec.task, suite):
             raise BadInput(
@@ -193,9 +194,13 @@ def _labels(cell: Cell, spec: RunSpec, flat: Canonical, given: frozenset[str]) -
         labels["preset"] = cell.choices.get("preset")
     if "model.path" in given:
         labels["model"] = spec.model.path
+    if flat.get("clip") == "NoClip":
+        labels["clip"] = "none"
     labels["placement"] = SIMPLE_PLACEMENTS.get(flat["placement"], labels["placement"])
     if flat["placement"] == "InLoss" and spec.placement.loss_estimator not in (None, "same"):
         labels["estimator"] = spec.placement.loss_estimator
+    elif "placement.loss_estimator" in flat:
+        labels["estimator"] = f"{labels['estimator']}+{flat['placement.loss_estimator']}"
     if spec.sampling.lag == 0:
         labels["sampling"] = "on_policy"
     return labels
@@ -241,18 +246,8 @@ def _evaluation_notes(runs: list[PlannedRun], statuses: dict[str, Row]) -> list[
 
 def _inert_notes(expansion: Expansion, runs: list[PlannedRun]) -> list[str]:
     """Keys the user set that no run's result depends on."""
-    kept = {key for run in runs for key in run.canonical}
-    varied = {"kl", "estimator", "placement", "clip", "correction", "sampling", "algorithm"}
-    inert = [
-        k for k in sorted(expansion.given - {"kl.coef"}) if "." in k and k.split(".")[0] in varied and k not in kept
-    ]
-    return [f"{key} has no effect on any of these runs" for key in inert if not _is_neutral(key, runs)]
-
-
-def _is_neutral(key: str, runs: list[PlannedRun]) -> bool:
-    """True if a key is absent from identities only because its value is the neutral one."""
-    node, _, field = key.partition(".")
-    return key in NEUTRAL and any(getattr(getattr(r.spec, node), field, None) == NEUTRAL[key] for r in runs)
+    inert = inert_keys(expansion.given, [(run.spec, run.canonical) for run in runs])
+    return [f"{key} has no effect on any of these runs" for key in inert]
 
 
 def _expectation_notes(runs: list[PlannedRun]) -> list[str]:

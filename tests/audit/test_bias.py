@@ -28,7 +28,7 @@ FIGURES = {"relative_error", "cosine", "norm_ratio", "variance", "verdict"}
 @pytest.fixture(scope="module")
 def every_case():
     with composer() as session:
-        return cases(session, [], "bias_table")[0]
+        return cases(session, [], "bias_table").chosen
 
 
 @pytest.fixture(scope="module")
@@ -234,8 +234,9 @@ def test_monte_carlo_agrees_with_enumeration_and_says_how_far_to_trust_it(every_
         assert other["relative_error"] == pytest.approx(one["relative_error"], abs=3 * other["standard_error"])
         assert other["variance"] == pytest.approx(one["variance"], rel=0.15)
         if one["verdict"] == "unbiased":
-            assert other["verdict"] == "no bias seen beyond the noise (40000 samples)"
-    assert on(estimated, estimator="k3", level="token", **LOSS)[0]["verdict"] == "biased (40000 samples)"
+            assert other["verdict"] == "no bias beyond 3 standard errors (40000 samples)"
+    verdict = on(estimated, estimator="k3", level="token", **LOSS)[0]["verdict"]
+    assert verdict == "biased, by more than 3 standard errors (40000 samples)"
 
 
 def test_sampling_follows_the_table():
@@ -297,6 +298,12 @@ BAD = {
     "no file": ("absent.json", None, "--policy='absent.json': No such file"),
     "not JSON": ("p.json", "{", "not JSON"),
     "keys": ("p.json", {"theta": [], "reference": []}, "expected the keys theta, ref and optionally sampler (found th"),
+    "null": ("p.json", {"theta": None, "ref": [[[0, 1]] * 3]}, "theta: expected nested lists [T][V + 1][V] of numbers"),
+    "one token": (
+        "p.json",
+        {"theta": [[[1], [1]]], "ref": [[[1], [1]]]},
+        "theta: shape [1, 2, 1], expected [T][V +",
+    ),
     "words": ("p.json", {"theta": "x", "ref": "y"}, "theta: expected nested lists [T][V + 1][V] of numbers"),
     "ragged": (
         "p.json",
@@ -354,10 +361,10 @@ def test_bad_tables_in_one_line(name, in_tmp, capsys):
         (["--length", "21"], "V^T = 2^21 sequences are more than can be enumerated"),
         (["--length", "0"], "--length=0: expected at least 1"),
         (["--vocabulary", "1"], "--vocabulary=1: expected at least 2"),
-        (["--samples", "0"], "--samples=0: expected at least 1"),
+        (["--samples", "1"], "--samples=1: expected at least 2"),
         (["--policy", "x.json", "--length", "3"], "its tables have a length and a vocabulary of their own"),
         (["estimator=k9"], "estimator='k9': choose from abs,"),
-        (["placement=none"], "nothing to audit: all 1 cells are excluded (no KL term: nothing to audit)"),
+        (["placement=none"], "nothing to audit: all cells (1) are excluded (no KL term: nothing to audit)"),
         (["kl.weight=token"], "a second one would count double"),
         (["--model", "x"], "--model=x: needs --reference"),
         (["--reference", "x"], "--reference=x: goes with --model"),
@@ -366,6 +373,16 @@ def test_bad_tables_in_one_line(name, in_tmp, capsys):
         (["--whole", "--length", "9"], "with V^T = 2^9 sequences makes more than 2000000 groups"),
         (["--presets", "estimator=k1"], "--presets and --page take no overrides"),
         (["--run", "x", "--length", "3"], "are for the tabular audits"),
+        (["--batches", "3"], "--batches and --prompts go with --run and --model"),
+        (["--page", "d", "--json"], "--json: --page writes files"),
+        (["--study", "/proc/x"], "--study='/proc/x': No such file or directory"),
+        (["--study", "d", "sampling=off_policy", "placement=loss"], "the study samples from the policy itself"),
+        (["--study", "d", "placement=reward"], "placement.baseline=inside: the study has no groups"),
+        (["--vocabulary", "10000000", "--samples", "5"], "tables of more than 10000000 logits"),
+        (["--vocabulary", "300", "--presets"], "V^T = 300^14 sequences are more than can be enumerated"),
+        (["--whole", "--length", "20000"], "with V^T = 2^20000 sequences makes more than 2000000 groups"),
+        (["--seed", "99999999999999999999"], "expected at least 0 and below 2^63"),
+        (["--run", "x", "--batches", "2"], "--batches=2: an interval needs at least 3"),
     ],
 )
 def test_bad_options_in_one_line(arguments, message, in_tmp, capsys):
@@ -373,6 +390,52 @@ def test_bad_options_in_one_line(arguments, message, in_tmp, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_wrong_options_in_one_line(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["audit", "--samples", "x"])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert error == "klsweep: error: argument --samples: invalid int value: 'x' (see klsweep audit --help)\n"
+
+
+def test_rows_that_differ_are_not_merged_and_say_how(capsys):
+    off = ["sampling=off_policy", "correction=truncated", "correction.level=sequence", "correction.cap=0.5,2.0"]
+    assert main(["audit", "--length", "3", *off, "estimator=k3", "placement=reward_and_loss", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["correction_cap"] for row in rows] == [0.5, 2.0]
+    assert rows[0]["relative_error"] != pytest.approx(rows[1]["relative_error"], rel=1e-3)
+    mixed = ["algorithm.aggregation=seq-sum,token-mean", "kl.aggregation=seq-sum,token-mean"]
+    assert main(["audit", "--length", "3", "estimator=k3", "placement=reward_and_loss", *mixed, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    names = [row["aggregation"] for row in rows]
+    assert names == [None, "seq-sum/token-mean", "token-mean/seq-sum", "token-mean"]
+    assert len({round(row["relative_error"], 6) for row in rows}) == 4
+
+
+def test_what_is_left_out_or_without_effect_is_said(capsys):
+    arguments = ["audit", "--length", "3", "estimator=k1,full", "placement=loss", "clip=fixed", "clip.tau=0.2"]
+    assert main([*arguments, "placement.credit=to_go", "--json"]) == 0
+    notes = capsys.readouterr().err
+    assert "note: excluded 1: estimator=full has no clip" in notes
+    assert "note: placement.credit has no effect on any of these" in notes
+
+
+def test_a_clip_that_binds_nowhere_is_not_blamed(capsys):
+    cell = ["audit", "--length", "3", "--json", "estimator=k3", "placement=loss", "clip=fixed"]
+    assert main([*cell, "clip.tau=40,0.3,0.1"]) == 0
+    verdicts = [row["verdict"] for row in json.loads(capsys.readouterr().out)]
+    whole = "biased: token-local forward KL (the clip binds nowhere here)"
+    assert verdicts == [whole, "biased by the clip", "zero: cut off by the clip"]
+    assert main([*cell, "clip.tau=40", "algorithm.aggregation=seq-mean"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["verdict"] == "biased: 0.3333 × token-local forward KL (the clip binds nowhere here, at equal lengths)"
+
+
+def test_a_strength_that_begins_at_zero_is_audited_where_it_ends(capsys):
+    assert main(["audit", "--length", "3", "kl.coef=0", "kl.schedule=linear", "kl.final_coef=0.1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["verdict"] == "unbiased"
 
 
 def test_off_policy_rows_need_a_sampler(in_tmp, capsys):

@@ -27,7 +27,7 @@ TINY = instance(length=2, vocabulary=2)
 
 def found(overrides: list[str], default: str = "", whole: bool = False):
     with composer() as session:
-        return cases(session, overrides, default, whole)[0]
+        return cases(session, overrides, default, whole).chosen
 
 
 def rows_by(tables, overrides):
@@ -129,7 +129,7 @@ def drifted():
         texts = [items[i].prompt for i in range(4 * index, 4 * index + 4)]
         draws = uniforms(0, Stream.AUDIT, index, range(4), 16, spec.task.max_response_tokens)
         batches.append(sampler.generate(texts, 16, draws, 1.0, 1.0).tokens)
-    return Subject(network, reference, 1.0, batches)
+    return Subject(network, reference, 1.0, spec.task.max_response_tokens, batches)
 
 
 def test_a_real_policy_against_its_reference(drifted):
@@ -140,12 +140,33 @@ def test_a_real_policy_against_its_reference(drifted):
     assert kl.low < kl.value < kl.high
     reward, loss, target = rows
     assert target["relative_error"] == 0.0  # the target itself: same batches, same gradients
+    assert target["verdict"] == "the target itself"
     assert (target["cosine"], target["norm_ratio"]) == pytest.approx((1.0, 1.0))
     assert (target["cosine_low"], target["cosine_high"]) == pytest.approx((1.0, 1.0))
     assert loss["projection_low"] < 0 < loss["projection_high"]
-    assert loss["verdict"] == "biased: no part along ∇KL"
+    assert loss["verdict"] == "biased: no part along ∇KL seen"
     assert reward["projection_low"] < 1 < reward["projection_high"]
     assert reward["verdict"] == "no bias seen"
+
+
+def test_group_and_longest_length_count_on_a_network_as_in_training(drifted):
+    """dr_grpo inside with G = 4 and aggregation fixed: ¾ of the charge, over L_max = 8 however wide a batch is."""
+    dr_grpo = ["algorithm=dr_grpo", "algorithm.group_size=4", "placement.baseline=inside"]
+    plain, fixed = found([*dr_grpo, "algorithm.aggregation=seq-sum,fixed"])
+    _, (one, other) = transformer_table(drifted, [plain, fixed], lambda done: None)
+    outside = found(["placement.baseline=outside"])
+    _, (whole,) = transformer_table(drifted, outside, lambda done: None)
+    assert one["projection"] == pytest.approx(0.75 * whole["projection"], rel=1e-4)
+    assert other["projection"] == pytest.approx(one["projection"] / 8, rel=1e-4)
+
+
+def test_degenerate_tables_have_no_scale():
+    from klsweep.audit.tabular import Tables
+
+    same = Tables(TINY.theta, TINY.theta, None)
+    (row,) = whole_table(same, found(["estimator=k1", "placement=reward"], whole=True), lambda done: None)
+    assert (row["kl_scale"], row["effective_beta"]) == (None, None)
+    assert row["reward_scale"] == pytest.approx(1.0)
 
 
 def test_the_gradient_on_a_network_is_that_of_the_loss_itself(drifted):

@@ -83,7 +83,7 @@ CASES = {
     "adaptive without a target": (["train", "kl.schedule=adaptive"], "kl: kl.schedule=adaptive needs kl.target (nats"),
     "adaptive too fast": (
         ["train", "kl.schedule=adaptive", "kl.target=1.0", "kl.horizon=51.0"],
-        "kl.horizon=51 lets one update of 256 sequences turn β negative (more than 51.2)",
+        "kl.horizon=51 lets one update of 256 sequences turn β negative (give more than 51.2)",
     ),
     "correction floor": (
         ["train", "correction=masked", "correction.floor=3.0"],

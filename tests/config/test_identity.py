@@ -1,15 +1,24 @@
 """Identity: golden ids, every field declared once, content instead of paths."""
 
+import dataclasses
+import random
 import shutil
 
 import pytest
+import torch
 
+from klsweep.audit.gradient import batch_coefficients, charges, per_sample
+from klsweep.audit.tabular import every_sequence, instance
 from klsweep.cells import describe
-from klsweep.config.build import NODES, ROOT_FIELDS
-from klsweep.config.compose import composer
-from klsweep.config.identity import NEUTRAL, OPERATIONAL, SCIENTIFIC, cell_id, is_scientific, run_id
+from klsweep.config.build import NODES, ROOT_FIELDS, Builder
+from klsweep.config.compose import composer, resolve
+from klsweep.config.identity import NEUTRAL, OPERATIONAL, SCIENTIFIC, canonical, cell_id, is_scientific, run_id
+from klsweep.errors import BadInput
 from klsweep.model.source import SHIPPED
+from klsweep.objective.objective import Undefined, build_objective
 from tests.conftest import planned
+
+PARTS = ("estimator", "placement", "clip", "algorithm", "kl", "correction")
 
 # A change of any of these orphans every finished run of every user: they may only be added to.
 GOLDEN = {
@@ -96,7 +105,18 @@ def test_a_neutral_field_added_later_keeps_old_ids():
         (["estimator=k2", "placement=loss", "estimator.gradient=k2"], ["estimator=k2", "placement=loss"]),
         (["placement=loss", "kl.weight=token"], ["placement=loss"]),  # one step per batch: the weight is 1
         (["clip=fixed", "clip.low=-2", "clip.high=2"], ["clip=fixed", "clip.tau=2.0"]),
-        (["clip=fixed", "clip.half=loss"], ["clip=fixed"]),
+        (["clip=fixed", "clip.half=reward"], ["clip=fixed"]),
+        (["clip=fixed", "clip.half=loss"], []),
+        (["placement=loss", "clip=fixed", "clip.half=reward"], ["placement=loss"]),
+        (["kl.schedule=linear", "kl.final_coef=0.1"], []),
+        (
+            ["placement=reward_and_loss", "placement.loss_estimator=k3", "estimator.gradient=k3"],
+            ["placement=reward_and_loss", "placement.loss_estimator=k3"],
+        ),
+        (
+            ["placement=reward_and_loss", "clip=fixed", "clip.half=reward", "clip.mode=straight_through"],
+            ["placement=reward_and_loss", "clip=fixed", "clip.half=reward"],
+        ),
         (["kl.target=3.0", "kl.horizon=9.0"], []),
         (["placement=loss", "kl.aggregation=seq-sum"], ["placement=loss"]),
         (["placement=loss", "kl.coef=0.3", "kl.loss_coef=0.1"], ["placement=loss", "kl.coef=0.1"]),
@@ -125,6 +145,8 @@ def test_two_spellings_of_one_run(one, other):
         (["placement=loss"], ["kl.aggregation=token-mean"]),
         (["placement=reward_and_loss"], ["kl.loss_coef=0.3"]),
         (["placement=reward_and_loss"], ["placement.loss_estimator=k3"]),
+        (["placement=reward_and_loss", "clip=fixed"], ["clip.half=loss"]),
+        (["placement=reward_and_loss", "placement.loss_estimator=k3"], ["estimator.gradient=k1"]),
         (["estimator=k1", "placement=loss", "estimator.gradient=k2"], ["placement.level=sequence"]),
         ([], ["placement.credit=token"]),
         ([], ["kl.schedule=adaptive", "kl.target=3.0", "kl.horizon=9000.0"]),
@@ -133,6 +155,68 @@ def test_two_spellings_of_one_run(one, other):
 )
 def test_two_runs_that_differ(base, change):
     assert planned(*base).runs[0].run_id != planned(*base, *change).runs[0].run_id
+
+
+AXES = {
+    "estimator": ["k1", "k2", "k3", "abs", "full"],
+    "estimator.gradient": ["same", "k1", "k2"],
+    "estimator.clip_gradient": [False, True],
+    "placement": ["reward", "loss", "reward_and_loss"],
+    "placement.credit": ["sequence", "to_go", "token"],
+    "placement.baseline": ["auto", "outside"],
+    "placement.level": ["token", "sequence"],
+    "placement.loss_estimator": ["same", "k1", "k3"],
+    "clip": ["none", "fixed"],
+    "clip.tau": [0.3, None],
+    "clip.low": [None, -0.3],
+    "clip.high": [None, 0.3],
+    "clip.level": ["token", "sequence"],
+    "clip.mode": ["hard", "straight_through"],
+    "clip.output": [None, 0.2],
+    "clip.clamp_stage": ["after_weight", "before_weight"],
+    "clip.half": ["both", "reward", "loss"],
+    "kl.loss_coef": [None, 0.1, 0.3, 0.0],
+    "kl.weight": ["none", "token", "sequence"],
+    "kl.weight_over": ["old", "sampler", "current"],
+    "kl.weight_grad": ["detached", "differentiable"],
+    "kl.weight_cap": [None, 0.8],
+    "kl.aggregation": [None, "fixed"],
+    "correction": ["none", "truncated"],
+    "correction.level": ["token", "sequence"],
+}
+
+
+def test_equal_ids_mean_equal_gradients():
+    """Random configurations: those that share a run id are audited to the same gradient of every sequence."""
+    rng = random.Random(0)
+    points = [{key: rng.choice(values) for key, values in AXES.items()} for _ in range(600)]
+    points += [{key: v if rng.random() < 0.9 else rng.choice(AXES[key]) for key, v in p.items()} for p in points]
+    axes = ("estimator", "placement", "clip", "correction")
+    with composer() as session:
+        base = session.compose(["algorithm=reinforce", "algorithm.group_size=1"]).config
+        nodes = {(a, choice): session.compose([f"{a}={choice}"]).config[a] for a in axes for choice in AXES[a]}
+    base = resolve({key: value for key, value in base.items() if key not in ("grid", "exclude")})
+    builder, gradients, identities = Builder(), {}, []
+    batch = next(iter(every_sequence(instance(3, 2), off_policy=True)))
+    for point in points:
+        config = {**base, "kl": dict(base["kl"]), **{axis: dict(nodes[axis, point[axis]]) for axis in axes}}
+        for key, value in point.items():
+            node, _, field = key.partition(".")
+            if field and (node == "kl" or config[node][field] is not None or point[node] == "fixed"):
+                config[node][field] = value  # a choice leaves null what it does not use
+        try:
+            spec = builder.run_spec(config)
+            objective = build_objective(*(getattr(spec, name) for name in PARTS))
+        except (BadInput, Undefined):
+            continue
+        simple = {name: getattr(objective, name) for name in ("estimator", "placement", "clip", "kl")}
+        identities.append(run_id(canonical(dataclasses.replace(spec, **simple))))
+        betas = objective.kl.betas(1, 1)
+        found = batch_coefficients(objective, batch, charges(objective, batch, betas.reward), betas.loss)
+        gradient = per_sample(batch, found)
+        assert torch.allclose(gradients.setdefault(identities[-1], gradient), gradient, atol=1e-12), point
+    assert len(identities) > 300
+    assert len(identities) - len(set(identities)) > 60
 
 
 def test_the_cell_is_the_run_without_its_seed():
@@ -177,4 +261,10 @@ def test_nothing_is_claimed_where_the_audit_does_not_carry_over():
     assert planned(*pair).notes == [
         "equal in expectation (the gradient of the sequence KL): k1 loss β=0.1 on_policy; k2 loss β=0.1 on_policy"
     ]
-    assert planned("estimator=k1,k3", "placement.baseline=inside", "algorithm=grpo").notes == []
+    for change in (
+        ["placement.baseline=inside", "algorithm=grpo"],
+        ["placement=loss", "clip=fixed", "clip.tau=1,3"],  # no log-ratio of the audited tables is that large
+        ["placement=reward_and_loss", "placement.baseline=outside", "kl.aggregation=fixed"],
+        ["placement=reward_and_loss", "kl.schedule=linear", "kl.final_coef=0.1", "kl.final_loss_coef=0.0"],
+    ):
+        assert planned("estimator=k1,k3", *change).notes == []

@@ -1,6 +1,5 @@
 """The configurations to audit: cells of a grid, reduced to what the objective's gradient depends on."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -47,9 +46,7 @@ def cases(composer: Composer, overrides: Sequence[str], default: str, whole: boo
     for cell in expansion.cells:
         spec = builder.run_spec(cell.config)
         try:
-            objective = build_objective(
-                spec.estimator, spec.placement, spec.clip, spec.algorithm, spec.kl, spec.correction
-            )
+            objective = build_objective(*spec.objective_parts)
         except Undefined as reason:
             excluded.append(Exclusion(cell.point, str(reason)))
             continue
@@ -60,8 +57,7 @@ def cases(composer: Composer, overrides: Sequence[str], default: str, whole: boo
         case = _case(cell, objective, spec.sampling.lag > 0)
         key = (case.labels, (objective.algorithm, strengths(objective)) if whole else None)
         found.setdefault(repr(key), case)
-        simple = {name: getattr(objective, name) for name in ("estimator", "placement", "clip", "kl")}
-        kept.append((spec, canonical(dataclasses.replace(spec, **simple))))
+        kept.append((spec, canonical(spec.simplified(objective))))
     reasons = [exclusion.reason for exclusion in excluded]
     if not found:
         words = "; ".join(sorted(set(reasons)))

@@ -1,7 +1,6 @@
 """The page that can be cited: bias table, atlas, β in effect and synthetic study, as Markdown with data and plot."""
 
 import csv
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -36,7 +35,7 @@ FILE` other tables.
 
 
 def write_page(composer: Composer, folder: Path, seed: int, plot: Plot, progress: Callable[[int], None]) -> list[Path]:
-    """Write `audit.md` with `study.csv`, `study.json` and `study.png` into `folder`; the files written."""
+    """Write `audit.md` with `study.csv` and `study.png` into `folder`; the files written."""
     folder.mkdir(parents=True, exist_ok=True)
     parts, done = [INTRODUCTION.format(version=__version__)], 0
 
@@ -66,7 +65,7 @@ def write_page(composer: Composer, folder: Path, seed: int, plot: Plot, progress
         "effect: the factor that the group's normalisation puts on β beside the task reward (group of 4).",
         _markdown((header[:-1], [line[:-1] for line in lines])),
         "What to change in each library for the gradient of the sequence KL:",
-        "\n".join(dict.fromkeys(f"- {line[1]}, from {line[0]}: {line[-1]}" for line in lines)),
+        "\n".join(_remedies(lines)),
         "Read in:",
         "\n".join(dict.fromkeys(f"- {row['library']} {row['version']}: {row['source']}" for row in settings)),
     )
@@ -99,19 +98,27 @@ def _bias_part(composer: Composer, length: int, vocabulary: int) -> str:
     )
 
 
+def _remedies(lines: Sequence[Sequence[str]]) -> list[str]:
+    """A line per library and remedy, with the presets it is for."""
+    presets: dict[tuple[str, str], list[str]] = {}
+    for line in lines:
+        found = presets.setdefault((line[1], line[-1]), [])
+        found += [] if line[0] in found else [line[0]]
+    return [f"- {library} ({', '.join(names)}): {remedy}" for (library, remedy), names in presets.items()]
+
+
 def _markdown(grid: Grid) -> str:
     header, rows = grid
     return markdown_grid(header, [[cell.replace("|", "\\|") for cell in row] for row in rows])
 
 
 def write_study(rows: Sequence[Row], folder: Path, plot: Plot) -> list[Path]:
-    """Data as CSV and JSON, and the plot; the files written."""
+    """Data as CSV, and the plot; the files written."""
     folder.mkdir(parents=True, exist_ok=True)
-    data, table, picture = (folder / f"study.{suffix}" for suffix in ("json", "csv", "png"))
-    data.write_text(json.dumps(rows, indent=1) + "\n")
+    table, picture = folder / "study.csv", folder / "study.png"
     with table.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     plot(rows, picture)
-    return [table, data, picture]
+    return [table, picture]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from klsweep.objective.clip import Clip
     from klsweep.objective.importance import Correction
     from klsweep.objective.kl import Estimator
+    from klsweep.objective.objective import Objective
     from klsweep.objective.placement import Placement
     from klsweep.objective.regulariser import KL
     from klsweep.rollout.buffer import Sampling
@@ -62,6 +63,17 @@ class RunSpec:
     kl: KL
     train: Train
     wandb: Wandb
+
+    @property
+    def objective_parts(self) -> tuple[Estimator, Placement, Clip, Algorithm, KL, Correction]:
+        """What `build_objective` takes."""
+        return self.estimator, self.placement, self.clip, self.algorithm, self.kl, self.correction
+
+    def simplified(self, objective: Objective) -> RunSpec:
+        """The same run with the KL nodes as its objective simplified them, for `canonical`."""
+        return dataclasses.replace(
+            self, estimator=objective.estimator, placement=objective.placement, clip=objective.clip, kl=objective.kl
+        )
 
 
 ROOT_FIELDS = tuple(field.name for field in dataclasses.fields(Root))  # pyright: ignore[reportArgumentType]

@@ -1,6 +1,5 @@
 """From overrides to a plan: every cell built, undefined ones excluded with the reason, equal ones collapsed."""
 
-import dataclasses
 import os
 import statistics
 from collections.abc import Sequence
@@ -94,9 +93,7 @@ def _plan(expansion: Expansion, overrides: list[str], single: bool) -> Plan:
     for cell in expansion.cells:
         spec = builder.run_spec(cell.config)
         try:
-            objective = build_objective(
-                spec.estimator, spec.placement, spec.clip, spec.algorithm, spec.kl, spec.correction
-            )
+            objective = build_objective(*spec.objective_parts)
         except Undefined as reason:
             if single:
                 raise BadInput(str(reason)) from reason
@@ -166,8 +163,7 @@ def _planned(cell: Cell, spec: RunSpec, objective: Objective, given: frozenset[s
                 f"eval.suites.{name}: {shared} of its prompts are trained on: give it the seed and the eval_prompts of "
                 f"task={cell.choices['task']}"
             )
-    simple = {name: getattr(objective, name) for name in ("estimator", "placement", "clip", "kl")}
-    flat = canonical(dataclasses.replace(spec, **simple))
+    flat = canonical(spec.simplified(objective))
     neutral = {key: value for key, value in NEUTRAL.items() if key.split(".")[0] in flat}  # inert nodes are absent
     row = {
         "run_id": run_id(flat),

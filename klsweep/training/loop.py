@@ -51,7 +51,7 @@ def train(
     """
     settings, algorithm, seed = spec.train, spec.algorithm, spec.root.seed
     temperature, max_length = spec.rollout.temperature, spec.task.max_response_tokens
-    objective = build_objective(spec.estimator, spec.placement, spec.clip, algorithm, spec.kl, spec.correction)
+    objective = build_objective(*spec.objective_parts)
     network, tokenizer = load_policy(spec.model)
     reference = copy.deepcopy(network).requires_grad_(False)  # before any checkpoint: always the base
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)

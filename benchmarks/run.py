@@ -126,6 +126,12 @@ def main() -> None:
             low, median = seconds(command(sub, "hundred"), 7)
             text = f"{low:.2f} s min, {median:.2f} s median"
             report(f"`klsweep {sub}`, 100 runs × 50 updates, process start to end (aim: under 0.7 s)", text)
+        for options, what in (
+            (["audit"], "V = 2, T = 14, 51 rows (aim: under 60 s)"),
+            (["audit", "--presets"], "66 rows"),
+        ):
+            low, median = seconds(command(*options), 3)
+            report(f"`klsweep {' '.join(options)}`, {what}", f"{low:.1f} s min, {median:.1f} s median")
         pairs = [(loop_seconds(folder / f"loop{i}"), floor_seconds()) for i in range(3)]
         total, update, tokens = min(loop for loop, _ in pairs)
         report("updates per second, 32 prompts × 8 responses, one thread", f"{1 / update:.1f}")

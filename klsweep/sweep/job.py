@@ -40,6 +40,7 @@ def execute(folder: RunFolder, should_stop: Callable[[], bool], on_update: OnUpd
 def _train(folder: RunFolder, should_stop: Callable[[], bool], on_update: OnUpdate) -> tuple[str, str | None]:
     import torch
 
+    from klsweep.objective.objective import build_objective
     from klsweep.tracking import Tracker
     from klsweep.training.loop import train
 
@@ -48,12 +49,13 @@ def _train(folder: RunFolder, should_stop: Callable[[], bool], on_update: OnUpda
     folder.write_status({**folder.status(), "eval_id": eval_id(spec)})
     write_json(folder.environment, {**environment(), "threads": torch.get_num_threads()})
     sweep = folder.path.parent.parent
+    identity = canonical(spec.simplified(build_objective(*spec.objective_parts)))
     tracker = Tracker.start(
         spec.wandb,
         folder.path,
         f"{sweep.name}-{folder.run_id}",
         sweep.name,
-        {**{f"choice.{k}": v for k, v in config["choices"].items()}, **canonical(spec)},
+        {**{f"choice.{k}": v for k, v in config["choices"].items()}, **identity},
     )
     try:
         outcome = train(spec, folder, sweep / "artifacts", tracker, should_stop, on_update)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from klsweep.record import Row
 
 ALWAYS = ("estimator", "placement")
+PLAIN = ("none", "same")  # values that say that nothing was changed
 
 
 def varying(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
@@ -44,5 +45,5 @@ def _words(row: Row, further: Sequence[str], fields: Sequence[str]) -> str:
         words.append(f"β={row['kl_coef']:g}")
     words += [f"{axis} {axes[axis]}" for axis in ("clip", "correction") if axes.get(axis) not in (None, "none")]
     words += [axes["sampling"], *(axes[axis] for axis in further)]
-    words += [f"{name}={row['fields'][name]}" for name in fields if name in row["fields"]]
+    words += [f"{name}={value}" for name in fields if (value := row["fields"].get(name)) not in (None, *PLAIN)]
     return " ".join(word for word in words if word)

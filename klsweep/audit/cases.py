@@ -138,6 +138,7 @@ def _labels(cell: Cell, objective: Objective, strength: Betas, off_policy: bool)
         "algorithm": cell.choices["algorithm"] if placement.inside else None,
         "group_size": objective.algorithm.group_size if placement.inside else None,
         "aggregation": _aggregation(objective),
+        "preset": cell.choices.get("preset"),
     }
 
 

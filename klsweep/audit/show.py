@@ -20,11 +20,14 @@ def bias_grid(rows: Sequence[Row]) -> Grid:
     noisy = any("standard_error" in row for row in rows)
     header = ["estimator", "placement", "clip", "gradient", "weight", "sampling", "rel. error"]
     header += [*(["std. error"] if noisy else []), "cosine", "norm ratio", "variance", "SNR", "verdict"]
+    presets = any(row["preset"] for row in rows)
+    header = [*(["preset"] if presets else []), *header]
     grid = []
     for row in rows:
+        name = [row["preset"] or "–"] if presets else []
         figures = [row["relative_error"], *([row["standard_error"]] if noisy else [])]
         figures += [row["cosine"], row["norm_ratio"], row["variance"], row["snr"]]
-        grid.append([*words(row), *(figure(value) for value in figures), row["verdict"]])
+        grid.append([*name, *words(row), *(figure(value) for value in figures), row["verdict"]])
     return header, grid
 
 

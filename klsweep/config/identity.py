@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from klsweep.component import used_fields
 from klsweep.config.build import NODES, RunSpec
 from klsweep.provenance import science_hash
 from klsweep.tasks.base import fingerprint
@@ -216,9 +217,11 @@ def inert_keys(given: Iterable[str], runs: Sequence[tuple[RunSpec, Canonical]]) 
 
 
 def _is_neutral(key: str, runs: Sequence[tuple[RunSpec, Canonical]]) -> bool:
-    """True if a key is absent from identities only because its value is the neutral one."""
+    """True if a key is absent from identities only because its value is the neutral one, or null for "not there"."""
     node, _, field = key.partition(".")
-    return key in NEUTRAL and any(getattr(getattr(spec, node), field, None) == NEUTRAL[key] for spec, _ in runs)
+    parts = [getattr(spec, node) for spec, _ in runs]
+    values = [getattr(part, field) for part in parts if field in used_fields(type(part))]
+    return None in values or (key in NEUTRAL and NEUTRAL[key] in values)
 
 
 def run_id(flat: Canonical) -> str:

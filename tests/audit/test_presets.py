@@ -8,6 +8,7 @@ import torch
 from klsweep.audit.atlas import atlas, beta_in_effect
 from klsweep.audit.cases import cases
 from klsweep.audit.tabular import instance
+from klsweep.cli import main
 from klsweep.config.compose import composer
 from tests.audit.library_points import LIBRARIES, POINTS
 from tests.conftest import planned
@@ -127,6 +128,14 @@ def test_beta_in_effect_is_what_the_group_does_to_it(session):
         (case,), _ = cases(session, [*overrides, "algorithm.aggregation=seq-sum"], "", whole=True)
         factors[algorithm] = beta_in_effect(TABLES, case)
     assert factors == pytest.approx({"rloo": 1.0, "dr_grpo": 4 / 3})
+
+
+def test_presets_are_audited_by_name_like_any_configuration(capsys):
+    assert main(["audit", "--length", "3", "preset=trl_grpo,trl_grpo_legacy,verl_kl_reward"]) == 0
+    out = capsys.readouterr().out
+    names = [line.split()[0] for line in out.splitlines() if line.startswith(" trl_")]
+    assert names == ["trl_grpo", "trl_grpo_legacy"]
+    assert "excluded 1: placement.baseline=inside with a group's std" in out
 
 
 def test_presets_are_choices_like_any_other():

@@ -241,6 +241,7 @@ def test_what_a_plan_says_beforehand():
         "k1 reward_and_loss β=0.1 on_policy; k3 reward_and_loss β=0.1 on_policy"
     ]
     assert planned("clip.tau=3").notes == ["clip.tau has no effect on any of these runs"]
+    assert planned("clip=fixed", "clip.low=null", "correction=truncated", "correction.cap=null").notes == []
     assert planned("sampling=off_policy", "estimator=k1", "placement=loss").notes == []
 
 

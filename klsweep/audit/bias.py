@@ -51,7 +51,8 @@ def bias_table(
         row["snr"] = gradient.norm().item() / math.sqrt(variance) if variance else None
         if samples is None:
             unclipped = partial(_unclipped, tables, case, source)
-            row["verdict"] = verdict(gradient, target, named, case.objective, case.off_policy, unclipped)
+            equal = tables.eos is None
+            row["verdict"] = verdict(gradient, target, named, case.objective, case.off_policy, unclipped, equal)
         else:
             row |= _monte_carlo(found.relative_error, variance, samples, target.norm().item())
         rows.append({key: _finite(value) for key, value in row.items()})

@@ -17,7 +17,7 @@ from klsweep.audit.cases import Row, cases
 from klsweep.audit.page import LONGEST_EXACT, PIECES, Plot, write_page, write_study
 from klsweep.audit.show import Grid, bias_grid, real_grid, study_grid, whole_grid
 from klsweep.audit.study import LENGTHS, ROUNDS, SAMPLES, synthetic_study
-from klsweep.audit.tabular import Tables, check_enumerable, check_size, instance, load_tables
+from klsweep.audit.tabular import Tables, check_enumerable, check_eos, check_size, instance, load_tables
 from klsweep.audit.whole import whole_table
 from klsweep.config.build import Builder
 from klsweep.config.compose import Composer, composer
@@ -86,11 +86,12 @@ def _check(options: argparse.Namespace) -> None:
         raise BadInput(f"--reference={options.reference}: goes with --model")
     if options.model and not options.reference:
         raise BadInput(f"--model={options.model}: needs --reference, the model it is regularised towards")
-    if options.policy and (options.length or options.vocabulary):
-        raise BadInput(f"--policy={options.policy}: its tables have a length and a vocabulary of their own")
+    if options.policy and (options.length or options.vocabulary or options.eos is not None):
+        raise BadInput(f"--policy={options.policy}: its tables have a length, vocabulary and eos of their own")
     tabular = not (options.study or options.run or options.model or options.page)
-    if not tabular and (options.policy or options.length or options.vocabulary or options.samples):
-        raise BadInput("--policy, --length, --vocabulary and --samples are for the tabular audits")
+    given = (options.policy, options.length, options.vocabulary, options.samples, options.eos)
+    if not tabular and any(value is not None for value in given):
+        raise BadInput("--policy, --length, --vocabulary, --eos and --samples are for the tabular audits")
     if (options.batches or options.prompts) and not (options.run or options.model):
         raise BadInput("--batches and --prompts go with --run and --model")
     if options.json and options.page:
@@ -109,7 +110,8 @@ def _tables(options: argparse.Namespace, length: int) -> Tables:
         otherwise = "give a shorter policy" if options.presets else "give --samples N for Monte Carlo"
         check_enumerable(length, vocabulary, otherwise)
     check_size(length, vocabulary)
-    return tables or instance(length, vocabulary)
+    check_eos(options.eos, vocabulary, "--eos")
+    return tables or instance(length, vocabulary, options.eos)
 
 
 def _make_folder(option: str, folder: Path) -> None:

@@ -33,17 +33,19 @@ def coefficients(
     mask: Tensor,
     advantages: Tensor,
     beta: float,
+    mean_length: float,
     max_length: int,
 ) -> Coefficients:
     """Differentiate Σ_i (policy_i + β kl_i) at the first optimiser step on a batch, where π_old is π_θ.
 
-    Divided by the batch's normaliser per sequence, so that the mean over sequences is the gradient of the loss.
-    Args: ``[B, T]``, without gradient; `beta` that of the KL loss; `max_length` L_max.
+    Divided by the normaliser per sequence of a large batch (`mean_length` for token-mean), so that the mean over
+    sequences is the gradient of the loss. Args: ``[B, T]``, without gradient; `beta` that of the KL loss; `max_length`
+    L_max.
     """
     leaf, exact_leaf = (values.detach().clone().requires_grad_() for values in (logprobs, exact_kl))
     terms = objective.terms(leaf, logprobs, ref_logprobs, sampler_logprobs, advantages, mask, exact_leaf)
     lengths = mask.sum(1)
-    counts = objective.counts(lengths, torch.full_like(lengths, 1.0 / len(lengths)))
+    counts = objective.counts(lengths.new_full((1,), mean_length))
     share = objective.aggregate(terms, lengths, counts, max_length)
     loss = share.policy + beta * share.kl
     return Coefficients(*torch.autograd.grad(loss, (leaf, exact_leaf), allow_unused=True, materialize_grads=True))
@@ -76,15 +78,14 @@ def per_sample(batch: Batch, found: Coefficients) -> Tensor:
 
 def batch_coefficients(objective: Objective, batch: Batch, advantages: Tensor, beta: float) -> Coefficients:
     """`coefficients` of a tabular batch."""
-    mask = torch.ones_like(batch.logprobs)
-    tensors = (batch.logprobs, batch.ref_logprobs, batch.sampler_logprobs, batch.exact_kl, mask, advantages)
-    return coefficients(objective, *tensors, beta, mask.shape[1])
+    tensors = (batch.logprobs, batch.ref_logprobs, batch.sampler_logprobs, batch.exact_kl, batch.mask, advantages)
+    return coefficients(objective, *tensors, beta, batch.mean_length, batch.mask.shape[1])
 
 
 def charges(objective: Objective, batch: Batch, beta: float) -> Tensor:
     """Advantages ``[B, T]`` where the task reward is zero: the KL in the reward, times −β."""
-    zero, ones = torch.zeros_like(batch.weights), torch.ones_like(batch.logprobs)
-    return objective.advantages(zero, batch.logprobs, batch.ref_logprobs, ones, beta, batch.exact_kl)
+    zero = torch.zeros_like(batch.weights)
+    return objective.advantages(zero, batch.logprobs, batch.ref_logprobs, batch.mask, beta, batch.exact_kl)
 
 
 def kl_moments(tables: Tables, objective: Objective, betas: Betas, source: Source) -> Moments:

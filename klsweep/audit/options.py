@@ -22,9 +22,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     choose("--model", "a model (folder or hub name) against --reference", metavar="PATH")
     choose("--page", "write the citable page: tables, atlas and plot", type=Path, metavar="DIR")
     option("--reference", "with --model: the reference", metavar="PATH")
-    option("--policy", "JSON of logits theta, ref[, sampler]: [T][V+1][V], row V the start", type=Path, metavar="FILE")
+    option(
+        "--policy",
+        "JSON of logits theta, ref[, sampler] [T][V+1][V], row V the start[, eos]",
+        type=Path,
+        metavar="FILE",
+    )
     option("--length", "response length of the built-in tables (default 14; --whole: 4)", type=int, metavar="T")
     option("--vocabulary", "their vocabulary (default 2)", type=int, metavar="V")
+    option("--eos", "their token that ends a response (default: all have T tokens)", type=int, metavar="TOKEN")
     option("--samples", "Monte Carlo over N sequences in place of all V^T", type=int, metavar="N")
     option("--batches", "--run, --model: batches of samples (default 64)", type=int, metavar="N")
     option("--prompts", "--run, --model: prompts per batch, 4 samples each (default 64)", type=int, metavar="N")

@@ -17,7 +17,7 @@ from klsweep.config.compose import Composer
 from klsweep.terminal import markdown_grid
 
 LONGEST_EXACT = 14  # the study enumerates up to this length
-PIECES = 5
+PIECES = 6
 
 Plot = Callable[[Sequence[Row], Path], None]
 
@@ -47,6 +47,13 @@ def write_page(composer: Composer, folder: Path, seed: int, plot: Plot, progress
 
     for length, vocabulary in ((4, 3), (14, 2)):
         add(_bias_part(composer, length, vocabulary))
+    chosen, _ = cases(composer, [], "aggregation_table")
+    add(
+        "## Aggregations, where responses end at different lengths",
+        "V = 3, T = 4, and token 0 ends a response (it is at most four tokens long). token-mean divides by the tokens "
+        "of a whole batch, fixed by L_max = 4: one factor for all. seq-mean divides each response by its own length.",
+        _markdown(bias_grid(bias_table(instance(4, 3, eos=0), chosen, None, 0, lambda count: None))),
+    )
     whole, _ = cases(composer, [], "effective_beta", whole=True)
     add(
         "## What groups make of β",

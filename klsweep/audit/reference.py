@@ -9,29 +9,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from klsweep.audit.tabular import Tables
+from klsweep.audit.tabular import Tables, visits
 from klsweep.objective.kl import absolute, k1, k2
 
 Value = Callable[[Tensor], Tensor]
 
 
-def visits(log_probabilities: Tensor) -> Tensor:
-    """P_t(p), the probability that token t is drawn from row p. ``[T, V + 1, V]`` → ``[T, V + 1]``."""
-    length, rows, _ = log_probabilities.shape
-    current = torch.zeros(rows, dtype=log_probabilities.dtype)
-    current[-1] = 1.0
-    found = [current]
-    for t in range(length - 1):
-        following = current @ log_probabilities[t].exp()
-        current = torch.cat([following, following.new_zeros(1)])
-        found.append(current)
-    return torch.stack(found)
-
-
 def kl_gradient(tables: Tables) -> tuple[float, Tensor]:
     """KL(π_θ ‖ π_ref) over sequences, in nats, and its gradient with respect to θ's logits ``[T, V + 1, V]``."""
     theta, log_p, log_q = _leaf(tables)
-    value = _expected(visits(log_p), log_p, k1(log_p - log_q))
+    value = _expected(visits(log_p, tables.eos), log_p, k1(log_p - log_q))
     return value.item(), torch.autograd.grad(value, theta)[0]
 
 
@@ -41,7 +28,7 @@ def named_gradients(tables: Tables) -> dict[str, Tensor]:
     token-local: the prefix is held fixed, so what a token does to later ones is dropped.
     """
     theta, log_p, log_q = _leaf(tables)
-    log_ratio, rows, ref_rows = log_p - log_q, visits(log_p), visits(log_q)
+    log_ratio, rows, ref_rows = log_p - log_q, visits(log_p, tables.eos), visits(log_q, tables.eos)
     fixed = rows.detach()
     reverse, local_reverse = (_expected(r, log_p, k1(log_ratio)) for r in (rows, fixed))
     local_forward = _expected(fixed, log_q, -log_ratio)

@@ -151,7 +151,8 @@ def _gradients(subject: Subject, scored: Sequence[_Scored], objective: Objective
         mask = batch.tokens.mask
         advantages = objective.advantages(zero, batch.logprobs, batch.ref_logprobs, mask, betas.reward, batch.exact_kl)
         tensors = (batch.logprobs, batch.ref_logprobs, batch.logprobs, batch.exact_kl, mask, advantages)
-        found = coefficients(objective, *tensors, betas.loss, subject.max_length)
+        mean_length = mask.sum(1).mean().item()
+        found = coefficients(objective, *tensors, betas.loss, mean_length, subject.max_length)
         gradient = torch.autograd.grad(_surrogate(subject, batch, found), parameters)
         rows.append(torch.cat([part.flatten() for part in gradient]) / len(zero))
     return torch.stack(rows)

@@ -41,10 +41,12 @@ def verdict(
     objective: Objective,
     off_policy: bool,
     unclipped: Callable[[], Tensor],
+    equal_lengths: bool = True,
 ) -> str:
     """What the gradient is: `unbiased`, or why not, by comparison with gradients that have a name.
 
-    `unclipped`: the expected gradient of the same configuration without its clip.
+    `unclipped`: the expected gradient of the same configuration without its clip. `equal_lengths`: an aggregation over
+    responses of one length shows only a factor, and the verdict says so.
     """
     found = compare(gradient, target)
     if found.relative_error is None or found.norm_ratio is None:
@@ -54,28 +56,35 @@ def verdict(
     if found.relative_error < EXACT:
         return "unbiased"
     bound = objective.clip != NO_CLIP and bool((gradient - unclipped()).norm() > EXACT * gradient.norm())
+    kinds = {objective.algorithm.aggregation} if objective.placement.in_reward else set()
+    kinds |= {objective.kl_aggregation} if objective.placement.in_loss else set()
     remarks = ["the clip binds nowhere here"] if objective.clip != NO_CLIP and not bound else []
-    if {objective.algorithm.aggregation, objective.kl_aggregation} & {"seq-mean", "token-mean"}:
+    if equal_lengths and kinds & {"seq-mean", "token-mean"}:
         remarks.append("at equal lengths")
-    return _named(gradient, {"∇KL": target, **named}, found, bound, _stale(objective) if off_policy else None) + (
-        f" ({', '.join(remarks)})" if remarks else ""
-    )
+    if bound:
+        otherwise = "biased by the clip"
+    elif off_policy:
+        otherwise = _stale(objective)
+    elif "seq-mean" in kinds and not equal_lengths:
+        otherwise = "biased: weighs responses by their length"
+    else:
+        otherwise = "biased: against ∇KL" if (found.cosine or 0.0) < 0 else "biased: not a gradient known by name"
+    if found.norm_ratio < EXACT:
+        what = "zero: cut off by the clip" if bound else "zero: β only adds noise"
+    else:
+        what = _name(gradient, {"∇KL": target, **named}) or otherwise
+    return what + (f" ({', '.join(remarks)})" if remarks else "")
 
 
-def _named(gradient: Tensor, named: Mapping[str, Tensor], found: Comparison, bound: bool, stale: str | None) -> str:
-    if (found.norm_ratio or 0.0) < EXACT:
-        return "zero: cut off by the clip" if bound else "zero: β only adds noise"
+def _name(gradient: Tensor, named: Mapping[str, Tensor]) -> str | None:
+    """The named gradient that this one is, up to a factor; None if it is none of them."""
     for name, other in named.items():
         if other.norm() < NOTHING:
             continue
         factor = (gradient * other).sum().item() / other.square().sum().item()
         if (gradient - factor * other).norm() < EXACT * gradient.norm():
             return f"biased: {name}" if abs(factor - 1) < EXACT else f"biased: {factor:.4g} × {name}"
-    if bound:
-        return "biased by the clip"
-    if stale is not None:
-        return stale
-    return "biased: against ∇KL" if (found.cosine or 0.0) < 0 else "biased: not a gradient known by name"
+    return None
 
 
 def _stale(objective: Objective) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from klsweep.audit.cases import Case, Row, strengths
 from klsweep.audit.gradient import Moments, batch_coefficients, charges, without_group
 from klsweep.audit.reference import kl_gradient
-from klsweep.audit.tabular import Batch, Tables, every_sequence
+from klsweep.audit.tabular import Batch, Tables, every_sequence, live
 from klsweep.audit.verdict import EXACT, NOTHING
 from klsweep.errors import BadInput
 from klsweep.objective.objective import Objective
@@ -121,9 +121,10 @@ def _fit(gradient: Tensor, reward: Tensor, kl: Tensor) -> tuple[float | None, fl
 
 
 def task_rewards(tables: Tables) -> Tensor:
-    """1 for each sequence of which at least half is token 0, else 0; ``[V^T]``."""
+    """1 for each response of which at least half is token 0, else 0; ``[V^T]``."""
     tokens = torch.cartesian_prod(*[torch.arange(tables.vocabulary)] * tables.length).view(-1, tables.length)
-    return (2 * (tokens == 0).sum(1) >= tables.length).double()
+    mask = live(tokens, tables.eos)
+    return (2 * ((tokens == 0) * mask).sum(1) >= mask.sum(1)).double()
 
 
 def _check_enumerable(tables: Tables, group_size: int) -> None:
@@ -154,7 +155,7 @@ def _expected_advantages(objective: Objective, batch: Batch, rewards: Tensor, be
             rewards[flat],
             batch.logprobs[flat],
             batch.ref_logprobs[flat],
-            torch.ones_like(batch.logprobs[flat]),
+            batch.mask[flat],
             beta,
             batch.exact_kl[flat],
         )

@@ -35,7 +35,7 @@ def every_case():
 def rows(tmp_path_factory):
     """Instance A through the command line, as a user would audit tables of their own."""
     file = tmp_path_factory.mktemp("policy") / "a.json"
-    file.write_text(json.dumps({name: table.tolist() for name, table in vars(INSTANCE_A).items()}))
+    file.write_text(json.dumps({name: table.tolist() for name, table in vars(INSTANCE_A).items() if table is not None}))
     import contextlib
     import io
 
@@ -209,6 +209,55 @@ def test_the_forward_kl_by_enumeration():
     assert torch.allclose(found.flatten(0, 1), expected, atol=1e-14)
 
 
+def ending(seed: int) -> Tables:
+    return dataclasses.replace(random_tables(seed), eos=0)
+
+
+def test_responses_that_end_have_a_target_of_their_own():
+    """With token 0 ending a response: KL of what is left, by enumeration; the mean length; and its gradient."""
+    tables = ending(7)
+    (batch,) = every_sequence(tables, False)
+    value, gradient = kl_gradient(tables)
+    sums = ((batch.logprobs - batch.ref_logprobs) * batch.mask).sum(1)
+    assert (batch.weights * sums).sum().item() == pytest.approx(value, rel=1e-13)
+    assert batch.mean_length == pytest.approx((batch.weights * batch.mask.sum(1)).sum().item(), rel=1e-13)
+    assert 1.5 < batch.mean_length < 3.9
+    moments = kl_moments(tables, composed(K1, placed("reward")), Betas(1.0, 1.0), exact_source(tables, False))
+    assert torch.allclose(moments.mean, gradient.flatten(0, 1), atol=1e-14)
+    assert value < kl_gradient(random_tables(7))[0]
+
+
+@pytest.mark.parametrize("aggregation", ["seq-sum", "token-mean", "seq-mean", "fixed"])
+def test_aggregations_of_responses_that_end(aggregation):
+    """k1 in the loss, by differentiating the probability-weighted, aggregated loss itself."""
+    tables = ending(12)
+    theta, ref = start_first(tables)
+    y = sequences()
+    ends = (y == 0).long().cumsum(1)
+    mask = torch.cat([torch.ones(len(y), 1), (ends[:, :-1] == 0).double()], 1)
+    log_p, log_q = chosen(distributions(theta, y), y), chosen(distributions(ref, y), y)
+    weights = log_p.detach().sum(1).exp()
+    lengths = mask.sum(1)
+    scale = {"seq-mean": 1 / lengths, "token-mean": 1 / (weights * lengths).sum(), "fixed": 0.25, "seq-sum": 1.0}
+    loss = (weights * scale[aggregation] * ((log_p - log_q) * mask).sum(1)).sum()
+    expected = torch.autograd.grad(loss, theta)[0]
+    objective = composed(K1, placed("loss"), of=algorithm(aggregation=aggregation))
+    found = kl_moments(tables, objective, Betas(1.0, 1.0), exact_source(tables, False)).mean.view_as(tables.theta)
+    assert torch.allclose(torch.cat([found[:, -1:], found[:, :-1]], 1), expected, atol=1e-14)
+    assert (found.norm() > 0.01) == (aggregation == "seq-mean")
+
+
+def test_seq_mean_pushes_the_length_and_the_verdict_says_so(capsys):
+    cell = ["audit", "--length", "4", "--vocabulary", "3", "estimator=k1", "placement=loss", "--json"]
+    assert main([*cell, "algorithm.aggregation=seq-sum,seq-mean", "--eos", "0"]) == 0
+    plain, mean = json.loads(capsys.readouterr().out)
+    assert plain["verdict"] == "zero: β only adds noise"
+    assert mean["verdict"] == "biased: weighs responses by their length"
+    assert mean["relative_error"] == pytest.approx(1.461328, abs=1e-6)
+    assert main([*cell, "algorithm.aggregation=seq-mean"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["verdict"] == "zero: β only adds noise (at equal lengths)"
+
+
 def test_a_baseline_inside_the_group_by_enumerating_groups():
     """All 27² pairs of a leave-one-out group of two: mean and variance of the first sample's gradient."""
     tables = random_tables(3, length=3)
@@ -297,8 +346,9 @@ def test_a_charge_over_a_groups_std_is_refused_alone(capsys):
 BAD = {
     "no file": ("absent.json", None, "--policy='absent.json': No such file"),
     "not JSON": ("p.json", "{", "not JSON"),
-    "keys": ("p.json", {"theta": [], "reference": []}, "expected the keys theta, ref and optionally sampler (found th"),
+    "keys": ("p.json", {"theta": [], "reference": []}, "expected the keys theta, ref and optionally sampler, eos; "),
     "null": ("p.json", {"theta": None, "ref": [[[0, 1]] * 3]}, "theta: expected nested lists [T][V + 1][V] of numbers"),
+    "eos": ("p.json", {"theta": [[[0, 1]] * 3], "ref": [[[0, 1]] * 3], "eos": "x"}, "eos=x: expected a token, 0 to 1"),
     "one token": (
         "p.json",
         {"theta": [[[1], [1]]], "ref": [[[1], [1]]]},
@@ -362,7 +412,7 @@ def test_bad_tables_in_one_line(name, in_tmp, capsys):
         (["--length", "0"], "--length=0: expected at least 1"),
         (["--vocabulary", "1"], "--vocabulary=1: expected at least 2"),
         (["--samples", "1"], "--samples=1: expected at least 2"),
-        (["--policy", "x.json", "--length", "3"], "its tables have a length and a vocabulary of their own"),
+        (["--policy", "x.json", "--length", "3"], "its tables have a length, vocabulary and eos of their own"),
         (["estimator=k9"], "estimator='k9': choose from abs,"),
         (["placement=none"], "nothing to audit: all cells (1) are excluded (no KL term: nothing to audit)"),
         (["kl.weight=token"], "a second one would count double"),
@@ -373,6 +423,8 @@ def test_bad_tables_in_one_line(name, in_tmp, capsys):
         (["--whole", "--length", "9"], "with V^T = 2^9 sequences makes more than 2000000 groups"),
         (["--presets", "estimator=k1"], "--presets and --page take no overrides"),
         (["--run", "x", "--length", "3"], "are for the tabular audits"),
+        (["--eos", "2"], "--eos=2: expected a token, 0 to 1"),
+        (["--eos", "0", "--study", "d"], "--eos and --samples are for the tabular audits"),
         (["--batches", "3"], "--batches and --prompts go with --run and --model"),
         (["--page", "d", "--json"], "--json: --page writes files"),
         (["--study", "/proc/x"], "--study='/proc/x': No such file or directory"),

@@ -234,6 +234,8 @@ def test_the_page_is_generated_whole(in_tmp, monkeypatch, capsys):
         "KL 0.518092, ‖∇KL‖ 0.392448.",
         "| k1 | reward sequence outside | sequence τ=0.5 |",
         "| 0.670041 | 0.977521 |",
+        "## Aggregations, where responses end at different lengths",
+        "| biased: weighs responses by their length |",
         "| grpo | 4 | k1 reward sequence inside |",
         "| trl_grpo | TRL 1.16.0 | GRPOConfig(beta=β, use_bias_correction_kl=True) |",
         "![bias and variance](study.png)",

@@ -27,12 +27,13 @@ from klsweep.terminal import console, print_grid
 
 TABLE_LENGTH, WHOLE_LENGTH, VOCABULARY = 14, 4, 2
 BATCHES, PROMPTS = 64, 64
+OF_A_MODEL = ("model", "task", "rollout")
 LEGEND = [
     "rel. error ‖E g − ∇KL‖/‖∇KL‖, norm ratio ‖E g‖/‖∇KL‖, cosine between E g and ∇KL: g the KL term's gradient, ∇KL "
     "that of the sequence KL(π‖π_ref); variance: trace of one sample's covariance; SNR ‖E g‖/√variance. token-local: "
     "what a token does to later ones is dropped.",
 ]
-AT_EQUAL_LENGTHS = "on sequences of one length: what an aggregation does to different lengths is set aside"
+PLAIN_SUMS = "audited with plain sums: what an aggregation does to responses of different lengths is set aside"
 
 
 class Result(NamedTuple):
@@ -49,7 +50,7 @@ def audit(options: argparse.Namespace, plot: Plot) -> int:
     with composer(options.config_dir) as session:
         if options.page:
             _make_folder("--page", options.page)
-            with _progress("pieces", PIECES, options) as advance:
+            with _progress("pieces", PIECES) as advance:
                 files = write_page(session, options.page, options.seed, plot, advance)
             console().print(f"written: {', '.join(map(str, files))}")
             return 0
@@ -98,8 +99,15 @@ def _check(options: argparse.Namespace) -> None:
         raise BadInput("--json: --page writes files")
     if options.samples and (options.whole or options.presets):
         raise BadInput(f"--samples={options.samples}: --whole and --presets enumerate")
+    own = [text for text in options.overrides if _node(text) in OF_A_MODEL]
+    if options.run and own:
+        raise BadInput(f"{own[0]}: --run audits the run's own model on its own task")
     if options.overrides and (options.presets or options.page):
         raise BadInput(f"{options.overrides[0]}: --presets and --page take no overrides")
+
+
+def _node(override: str) -> str:
+    return override.split("=")[0].split(".")[0]
 
 
 def _tables(options: argparse.Namespace, length: int) -> Tables:
@@ -127,7 +135,7 @@ def _make_folder(option: str, folder: Path) -> None:
 def _table(session: Composer, options: argparse.Namespace) -> Result:
     tables = _tables(options, TABLE_LENGTH)
     chosen, notes = cases(session, options.overrides, "bias_table")
-    with _progress("configurations", len(chosen), options) as advance:
+    with _progress("configurations", len(chosen)) as advance:
         rows = bias_table(tables, chosen, options.samples, options.seed, advance)
     skipped = sum(case.off_policy for case in chosen) if tables.sampler is None else 0
     if skipped:
@@ -138,22 +146,22 @@ def _table(session: Composer, options: argparse.Namespace) -> Result:
 def _whole(session: Composer, options: argparse.Namespace) -> Result:
     tables = _tables(options, WHOLE_LENGTH)
     chosen, notes = cases(session, options.overrides, "effective_beta", whole=True)
-    with _progress("configurations", len(chosen), options) as advance:
+    with _progress("configurations", len(chosen)) as advance:
         rows = whole_table(tables, chosen, advance)
     return Result(rows, _printer(whole_grid), notes)
 
 
 def _presets(session: Composer, options: argparse.Namespace) -> Result:
     tables = _tables(options, TABLE_LENGTH)
-    with _progress("settings", None, options) as advance:
+    with _progress("settings", None) as advance:
         rows = atlas(session, tables, advance)
-    return Result(rows, _print_atlas, [AT_EQUAL_LENGTHS])
+    return Result(rows, _print_atlas, [PLAIN_SUMS])
 
 
 def _study(session: Composer, options: argparse.Namespace, plot: Plot) -> Result:
     chosen, notes = cases(session, options.overrides, "main_estimators")
     _make_folder("--study", options.study)
-    with _progress("configurations × lengths", len(chosen) * len(LENGTHS), options) as advance:
+    with _progress("configurations × lengths", len(chosen) * len(LENGTHS)) as advance:
         rows = synthetic_study(chosen, LENGTHS, ROUNDS, SAMPLES, options.seed, LONGEST_EXACT, advance)
     files = write_study(rows, options.study, plot)
     notes = [*notes, f"written: {', '.join(map(str, files))}"]
@@ -171,10 +179,10 @@ def _real(session: Composer, options: argparse.Namespace) -> Result:
     if options.run:
         subject = of_run(options.run, **sizes, warn=lambda text: print(f"warning: {text}", file=sys.stderr))
     else:
-        plain = [text for text in options.overrides if text.split("=")[0].split(".")[0] in ("task", "rollout", "model")]
+        plain = [text for text in options.overrides if _node(text) in OF_A_MODEL]
         spec = Builder().run_spec(expand(session, [*plain, f"model.path={options.model}"], single=True).cells[0].config)
         subject = of_models(spec, options.reference, **sizes)
-    with _progress("configurations", len(chosen), options) as advance:
+    with _progress("configurations", len(chosen)) as advance:
         kl, rows = transformer_table(subject, chosen, advance)
     notes = [f"KL(π‖π_ref) {kl.value:.4f} [{kl.low:.4f}, {kl.high:.4f}] nats per response", *notes]
     rows = [{**row, "kl": kl.value, "kl_low": kl.low, "kl_high": kl.high} for row in rows]
@@ -204,7 +212,7 @@ def _print_atlas(rows: list[Row]) -> None:
 
 
 @contextmanager
-def _progress(name: str, total: int | None, options: argparse.Namespace) -> Iterator[Callable[[int], None]]:
+def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A progress bar on the terminal, if there is one; yields a function told how many are done."""
     columns = TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:

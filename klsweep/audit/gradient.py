@@ -58,6 +58,12 @@ class Moments:
     mean: Tensor  # [T·(V + 1), V]
     square: float = 0.0
 
+    @classmethod
+    def zero(cls, tables: Tables) -> "Moments":
+        """Of no batch yet."""
+        rows = tables.length * (tables.vocabulary + 1)
+        return cls(torch.zeros(rows, tables.vocabulary, dtype=torch.float64))
+
     def add(self, batch: Batch, found: Coefficients, share: float = 1.0) -> None:
         """Add a batch; each sequence counts with its weight times `share`."""
         gradient = per_sample(batch, found)
@@ -141,8 +147,7 @@ def _bounds(algorithm: Algorithm) -> dict:
 
 def _moments(tables: Tables, objectives: Sequence[Objective], betas: Betas, source: Source) -> Moments:
     """Averaged over the objectives, each sequence under each."""
-    rows = tables.length * (tables.vocabulary + 1)
-    moments = Moments(torch.zeros(rows, tables.vocabulary, dtype=torch.float64))
+    moments = Moments.zero(tables)
     for batch in source():
         for objective in objectives:
             found = batch_coefficients(objective, batch, charges(objective, batch, betas.reward), betas.loss)

@@ -19,7 +19,10 @@ SAMPLES = 4  # per prompt
 
 
 def of_run(path: Path, batches: int, prompts: int, seed: int, warn: Callable[[str], None]) -> Subject:
-    """The policy of a run folder's newest checkpoint, against the base it started from. BadInput if there is none."""
+    """The policy of a run folder's newest checkpoint, against the base it started from. BadInput if there is none.
+
+    Its samples are the policy's own, without the top-p truncation that the run may have sampled with.
+    """
     folder = RunFolder(path)
     if not folder.config.exists():
         raise BadInput(f"--run={str(path)!r}: no run folder (one holds config.yaml)")

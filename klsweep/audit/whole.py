@@ -167,6 +167,6 @@ def _expected_advantages(objective: Objective, batch: Batch, rewards: Tensor, be
 
 
 def _gradient(tables: Tables, batch: Batch, objective: Objective, advantages: Tensor, beta: float) -> Tensor:
-    moments = Moments(torch.zeros(tables.length * (tables.vocabulary + 1), tables.vocabulary, dtype=torch.float64))
+    moments = Moments.zero(tables)
     moments.add(batch, batch_coefficients(objective, batch, advantages, beta))
     return moments.mean

@@ -129,12 +129,9 @@ class Objective:
         kl = self.placement.loss_sums(logprobs - ref_logprobs, exact, self.loss_term, weight)
         return Terms(surrogate.sum(1), kl)
 
-    def counts(self, lengths: Tensor, weights: Tensor | None = None) -> Counts:
-        """Normalisers over a whole minibatch (with `weights` ``[B]``, a weighted one); see `global_count`."""
-        return Counts(
-            global_count(lengths, self.algorithm.aggregation, weights),
-            global_count(lengths, self.kl_aggregation, weights),
-        )
+    def counts(self, lengths: Tensor) -> Counts:
+        """Normalisers over a whole minibatch; see `global_count`."""
+        return Counts(global_count(lengths, self.algorithm.aggregation), global_count(lengths, self.kl_aggregation))
 
     def aggregate(self, terms: Terms, lengths: Tensor, counts: Counts, max_length: int) -> Terms:
         """Σ_i scale_i x_i / count of both parts: a micro-batch's share, so that shares add up however they are split.

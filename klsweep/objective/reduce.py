@@ -24,13 +24,12 @@ def per_sequence_scale(lengths: Tensor, aggregation: Aggregation, max_length: in
     return lengths.new_ones(lengths.shape)
 
 
-def global_count(lengths: Tensor, aggregation: Aggregation, weights: Tensor | None = None) -> Tensor:
-    """The normaliser: Σ_i w_i T_i for token-mean, Σ_i w_i otherwise (the number of sequences when w = 1).
+def global_count(lengths: Tensor, aggregation: Aggregation) -> Tensor:
+    """The normaliser: Σ_i T_i for token-mean, the number of sequences otherwise.
 
-    Args: `lengths` ``[B]`` of the *whole* batch, `weights` per-sequence weights ``[B]``. Returns a scalar tensor.
+    Args: `lengths` ``[B]`` of the *whole* batch. Returns a scalar tensor.
     """
-    counts = lengths if aggregation == "token-mean" else lengths.new_ones(lengths.shape)
-    return (counts if weights is None else counts * weights).sum()
+    return (lengths if aggregation == "token-mean" else lengths.new_ones(lengths.shape)).sum()
 
 
 def scaled_sum(sums: Tensor, lengths: Tensor, aggregation: Aggregation, max_length: int) -> Tensor:

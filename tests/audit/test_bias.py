@@ -418,6 +418,7 @@ def test_bad_tables_in_one_line(name, in_tmp, capsys):
         (["kl.weight=token"], "a second one would count double"),
         (["--model", "x"], "--model=x: needs --reference"),
         (["--reference", "x"], "--reference=x: goes with --model"),
+        (["--run", "x", "task=sort"], "task=sort: --run audits the run's own model on its own task"),
         (["--run", "nowhere"], "--run='nowhere': no run folder"),
         (["--whole", "--samples", "5"], "--samples=5: --whole and --presets enumerate"),
         (["--whole", "--length", "9"], "with V^T = 2^9 sequences makes more than 2000000 groups"),

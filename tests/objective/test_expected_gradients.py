@@ -76,7 +76,7 @@ def test_k1_in_loss_has_gradient_zero_unless_the_normaliser_depends_on_the_respo
         old, ref_logprobs = logprobs.detach(), chosen(distributions(ref, y), y)
         terms = objective.terms(logprobs, old, ref_logprobs, old, torch.zeros_like(old), mask)
         weights = old.sum(1).exp()
-        counts = objective.counts(mask.sum(1), weights)
+        counts = objective.counts((weights * mask.sum(1)).sum()[None])
         loss = objective.aggregate(Terms(terms.policy * weights, terms.kl * weights), mask.sum(1), counts, T).kl
         sizes[aggregation] = torch.autograd.grad(loss, theta)[0].norm().item()
     assert sizes["seq-sum"] < 1e-15

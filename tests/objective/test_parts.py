@@ -230,12 +230,6 @@ def test_policy_and_kl_are_aggregated_apart():
         assert (loss.policy.item(), loss.kl.item()) == pytest.approx((1.5, expected))
 
 
-def test_per_sequence_weights_enter_the_count():
-    lengths, weights = torch.tensor([2.0, 4.0]), torch.tensor([3.0, 1.0])
-    assert global_count(lengths, "seq-sum", weights).item() == 4.0
-    assert global_count(lengths, "token-mean", weights).item() == 10.0
-
-
 @pytest.mark.parametrize("aggregation", ["seq-sum", "token-mean", "seq-mean", "fixed"])
 @pytest.mark.parametrize("where", ["none", "reward", "loss", "reward_and_loss"])
 @pytest.mark.parametrize("estimator", [K1, K2, K3, Abs, Full])

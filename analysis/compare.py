@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from klsweep.analysis.load import RunResult, load_runs
 from klsweep.analysis.stats import Estimate, t_interval
-from klsweep.record import Row, SweepFolder
+from klsweep.record.files import Row
+from klsweep.record.folder import SweepFolder
 
 ACCURACY = "pass@1"
 COLLAPSE_SHARE = 0.5  # a run collapsed if its accuracy on the trained task is below this share of the base's

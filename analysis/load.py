@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from klsweep.record import FINISHED, Row, SweepFolder, read_rows
+from klsweep.record.files import Row, read_rows
+from klsweep.record.folder import FINISHED, SweepFolder
 
 LAST_UPDATES = 5  # training figures are means over a run's last updates: one update is noise
 

@@ -20,7 +20,8 @@ import torch
 
 from klsweep.config.compose import composer
 from klsweep.model.policy import chosen, load_policy, response_distributions, score
-from klsweep.record import RunFolder, SweepFolder, read_rows
+from klsweep.record.files import read_rows
+from klsweep.record.folder import RunFolder, SweepFolder
 from klsweep.rollout.random import Stream, prompt_order, uniforms
 from klsweep.sweep.plan import make_plan
 from klsweep.tracking import Tracker

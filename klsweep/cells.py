@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from klsweep.record import Row
+from klsweep.record.files import Row
 
 ALWAYS = ("estimator", "placement")
 PLAIN = ("none", "same")  # values that say that nothing was changed

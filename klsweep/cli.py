@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from klsweep import __version__
 from klsweep.audit.options import add_options
 from klsweep.errors import BadInput
-from klsweep.record import SweepFolder
+from klsweep.record.folder import RunFolder, SweepFolder
 
 if TYPE_CHECKING:
+    from klsweep.sweep.launch_slurm import Submission
     from klsweep.sweep.plan import Plan
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -70,20 +71,55 @@ def _parser() -> argparse.ArgumentParser:
 
     train = composing("train", _sweep, "train one run (-m: a sweep)")
     train.add_argument("-m", "--multirun", action="store_true", help="sweep over values separated by commas")
-    composing("sweep", _sweep, "run every cell of a grid, skipping what is finished, and compare")
+    sweep = composing("sweep", _sweep, "run every cell of a grid, skipping what is finished, and compare")
+    for sub in (train, sweep):
+        sub.add_argument("--wait", action="store_true", help="launcher=slurm: follow the runs until they have ended")
     plan = composing("plan", _plan, "show what a sweep would do, without doing it")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    plan.add_argument("--calibrate", action="store_true", help="train a few updates here, to estimate the cost")
+    doctor = composing("doctor", _doctor, "submit a short job that checks what sweeps need from the cluster")
+    doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
+    composing("fetch", _fetch, "download the models of a sweep, pinned by revision, into the Hugging Face cache")
     audits = composing("audit", _audit, "which gradient a configuration's KL term really takes, exactly")
     add_options(audits)
-    status = commands.add_parser("status", help="state of every run of a sweep")
-    compare = commands.add_parser("compare", help="comparison table: a row per cell, mean over seeds, 95 %% t interval")
-    for sub, command in ((status, _status), (compare, _compare)):
+
+    def on_sweep(name: str, command: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
         sub.add_argument("sweep", type=Path, help="a sweep folder")
-        form = sub.add_mutually_exclusive_group()
-        form.add_argument("--json", action="store_true", help="print JSON")
-        if sub is compare:
-            form.add_argument("--markdown", action="store_true", help="print a Markdown table")
         sub.set_defaults(command=command)
+        return sub
+
+    def on_run(name: str, command: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("run", type=Path, help="a run folder, <sweep>/runs/<run id>")
+        sub.set_defaults(command=command)
+        return sub
+
+    form = on_sweep("status", _status, "state of every run of a sweep").add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON: counts by state, and a row per run")
+    form.add_argument("--watch", action="store_true", help="show it live until nothing works on the runs any more")
+    form.add_argument("--html", type=Path, metavar="FILE", help="write it as a page")
+    table = "comparison table: a row per cell, mean over seeds, 95 %% t interval"
+    form = on_sweep("compare", _compare, table).add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    retry = on_sweep("retry", _retry, "launch again what failed, timed out or was preempted and is not in the queue")
+    retry.add_argument("--only", metavar="CAUSE", help="a state (cancelled comes back so), or a part of the cause")
+    retry.add_argument("--wait", action="store_true", help="launcher=slurm: follow the runs until they have ended")
+    retry.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="operational fields, e.g. launcher.mem_gb=80 launcher.time=8:00:00",
+    )
+    cancel = on_sweep("cancel", _cancel, "mark runs as cancelled, then end their jobs; they come back by retry alone")
+    cancel.add_argument("runs", nargs="*", metavar="RUN_ID", help="these runs only")
+    clean = on_sweep("clean", _clean, "delete what no result, unfinished run or queued job needs")
+    clean.add_argument("--dry-run", action="store_true", help="only show it")
+    logs = on_run("logs", _logs, "how a run's latest attempt ended, and what it and its job wrote")
+    logs.add_argument("--attempt", type=int, metavar="N", help="an earlier attempt")
+    run = on_run("run", _run, "carry out one run here, from its folder")
+    run.add_argument("--into", type=Path, metavar="SWEEP", help="anew, in another sweep folder")
     return parser
 
 
@@ -122,45 +158,143 @@ def _print_config(session: Any, overrides: list[str]) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from klsweep.sweep.run import calibrate, plan_cost
     from klsweep.sweep.show import plan_json, print_plan
 
     plan = _make_plan(options)
     if plan is None:
         return OK
+    if options.calibrate:
+        calibrate(plan)
     if options.json:
-        print(json.dumps(plan_json(plan), indent=1))
+        print(json.dumps(plan_json(plan, plan_cost(plan)), indent=1))
     else:
-        print_plan(plan, with_cells=True)
+        print_plan(plan, plan_cost(plan), with_cells=True)
     return OK
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from klsweep.sweep.run import run_plan
+    from klsweep.sweep.run import plan_cost, run_plan
     from klsweep.sweep.show import print_notes, print_plan
 
     plan = _make_plan(options)
     if plan is None:
         return OK
     if options.multirun:
-        print_plan(plan, with_cells=False)
+        print_plan(plan, plan_cost(plan), with_cells=False)
     else:
         print_notes(plan)
-    failed = run_plan(plan)
-    _print_comparison(plan.folder)
-    print(f"run folders: {plan.folder.path / 'runs'}")
-    return FAILED if failed else OK
+    return _end(plan.folder, run_plan(plan), [run.run_id for run in plan.runs], options.wait)
+
+
+def _end(sweep: SweepFolder, outcome: "int | Submission", run_ids: list[str], wait: bool) -> int:
+    """After a launch: the table of what was run here, or what was submitted (and, with `wait`, what becomes of it)."""
+    from klsweep.sweep.run import follow
+    from klsweep.sweep.show import print_submission
+
+    if not isinstance(outcome, int):
+        print_submission(sweep, outcome)
+        if not wait:
+            return OK
+        outcome = follow(sweep, run_ids)
+    _print_comparison(sweep)
+    print(f"run folders: {sweep.path / 'runs'}")
+    return FAILED if outcome else OK
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from klsweep.sweep.doctor import examine
+    from klsweep.sweep.show import print_checks
+
+    plan = _make_plan(options)
+    if plan is None:
+        return OK
+    checks = examine(plan)
+    if options.json:
+        print(json.dumps([check._asdict() for check in checks], indent=1))
+    else:
+        print_checks(checks)
+    return OK if all(check.passed for check in checks) else FAILED
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from klsweep.config.compose import composer
+    from klsweep.sweep.fetch import fetch
+
+    with composer(options.config_dir) as session:
+        if options.cfg:
+            _print_config(session, options.overrides)
+            return OK
+        overrides = [word if "=" in word else f"experiment={word}" for word in options.overrides]
+        for name, revision, folder in fetch(session, overrides):
+            print(f"{name} at {revision or 'its folder'}: {folder}")
+    return OK
 
 
 def _status(options: argparse.Namespace) -> int:
-    from klsweep.sweep.show import print_status
+    from klsweep.sweep.page import status_page
+    from klsweep.sweep.show import print_status, watch
     from klsweep.sweep.status import sweep_status
 
-    status = sweep_status(_existing(options.sweep))
-    if options.json:
-        print(json.dumps(status, indent=1))
+    sweep = _existing(options.sweep)
+    if options.watch:
+        watch(sweep)
+    elif options.json:
+        print(json.dumps(sweep_status(sweep), indent=1))
+    elif options.html:
+        options.html.write_text(status_page(sweep_status(sweep)))
+        print(options.html)
     else:
-        print_status(status)
+        print_status(sweep_status(sweep))
     return OK
+
+
+def _retry(options: argparse.Namespace) -> int:
+    from klsweep.sweep.manage import retry
+
+    sweep = _existing(options.sweep)
+    outcome = retry(sweep, options.only, options.overrides)
+    if outcome is None:
+        print("nothing to retry (klsweep status shows every run)")
+        return OK
+    return _end(sweep, outcome, [row["run_id"] for row in sweep.plan()], options.wait)
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    from klsweep.sweep.manage import cancel
+
+    marked = cancel(_existing(options.sweep), options.runs)
+    print(f"cancelled {len(marked)} runs (klsweep retry --only cancelled brings them back)")
+    return OK
+
+
+def _clean(options: argparse.Namespace) -> int:
+    from klsweep.sweep.clean import remove, rubbish
+
+    found = rubbish(_existing(options.sweep))
+    for entry in found:
+        print(f"{entry.bytes / 2**20:9.2f} MiB  {entry.path}  ({entry.reason})")
+    if not options.dry_run:
+        remove(found)
+    total = sum(entry.bytes for entry in found) / 2**20
+    print(f"{'would remove' if options.dry_run else 'removed'} {len(found)} entries, {total:.2f} MiB")
+    return OK
+
+
+def _logs(options: argparse.Namespace) -> int:
+    from klsweep.sweep.manage import logs
+
+    print(logs(_existing_run(options.run), options.attempt), end="")
+    return OK
+
+
+def _run(options: argparse.Namespace) -> int:
+    from klsweep.sweep.manage import run_again
+
+    folder, failed = run_again(_existing_run(options.run), options.into)
+    status = folder.status()
+    print(f"{folder.path}: {status['state']}{': ' + status['cause'] if status.get('cause') else ''}")
+    return FAILED if failed else OK
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -189,6 +323,13 @@ def _existing(path: Path) -> SweepFolder:
     if not sweep.plan_file.exists():
         raise BadInput(f"{path}: no sweep there (a sweep folder holds plan.jsonl; `klsweep sweep` makes one)")
     return sweep
+
+
+def _existing_run(path: Path) -> RunFolder:
+    folder = RunFolder(path)
+    if not folder.config.exists():
+        raise BadInput(f"{path}: no run folder (one is <sweep>/runs/<run id> and holds config.yaml)")
+    return folder
 
 
 if __name__ == "__main__":

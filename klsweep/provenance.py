@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
 SCIENCE_CODE = ("objective", "training", "rollout", "model", "tasks")
+SOURCE_RECORD = "source.json"  # in a code snapshot: the git state of what was copied
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "hydra-core", "omegaconf", "pydantic", "wandb")
 
 
@@ -29,7 +31,7 @@ def environment() -> dict[str, Any]:
     """Content of `env.json`."""
     return {
         "science_hash": science_hash(),
-        "git": _git(),
+        "git": git_state(),
         "python": sys.version.split()[0],
         "packages": {d.name: d.version for d in importlib.metadata.distributions() if d.name in PACKAGES},
         "platform": platform.platform(),
@@ -39,8 +41,14 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _git() -> dict[str, str] | None:
-    """Commit and uncommitted difference of the checkout klsweep runs from; None if it is not one."""
+def git_state() -> dict[str, str] | None:
+    """Commit, uncommitted difference and new files of the checkout klsweep runs from, or was copied from for a job.
+
+    None if it is neither.
+    """
+    if (record := PACKAGE.parent / SOURCE_RECORD).exists():
+        state = json.loads(record.read_text())
+        return state and {"commit": state["commit"], "copy": PACKAGE.parent.name, "diff": f"see {record}"}
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -50,6 +58,7 @@ def _git() -> dict[str, str] | None:
     try:
         if Path(git("rev-parse", "--show-toplevel").strip()) != PACKAGE.parent:
             return None
-        return {"commit": git("rev-parse", "HEAD").strip(), "diff": git("diff", "HEAD")}
+        new = git("ls-files", "--others", "--exclude-standard", "klsweep", "conf", "analysis")
+        return {"commit": git("rev-parse", "HEAD").strip(), "diff": git("diff", "HEAD"), "untracked": new}
     except (OSError, subprocess.CalledProcessError):
         return None

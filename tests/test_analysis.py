@@ -7,7 +7,8 @@ import pytest
 from klsweep.analysis.compare import compare
 from klsweep.analysis.stats import t_interval
 from klsweep.analysis.tables import coverage, notes, print_table, to_json, to_markdown
-from klsweep.record import Owner, SweepFolder, append_rows, write_json
+from klsweep.record.files import append_rows, read_json, write_json
+from klsweep.record.folder import SweepFolder
 from klsweep.sweep.show import print_status
 from klsweep.sweep.status import sweep_status
 
@@ -43,9 +44,10 @@ def write_run(sweep: SweepFolder, row: dict, state: str, add: float | None, scie
         last |= {"eval/add/pass@1": add, "eval/add/kl": 1.5}
         last |= {f"eval/{suite}/pass@1": value for suite, value in values.items()}
     append_rows(folder.metrics, [last])
-    status = {"state": state, "attempt": 1, "science_hash": science, "eval_id": row["eval_id"]}
-    status["owner"] = Owner.me()._asdict()
-    write_json(folder.path / "status.json", status)
+    attempt = folder.claim(science_hash=science, eval_id=row["eval_id"])
+    assert attempt is not None
+    if state != "running":
+        attempt.finish(state)
 
 
 @pytest.fixture
@@ -184,7 +186,8 @@ def test_where_the_trained_task_differs_so_does_what_is_in_distribution(sweep):
 def test_brackets_are_printed_as_they_are(sweep, capsys):
     write_run(sweep, {**plan_row("a", 0, model="./[bold]/x"), "fields": {"task.ops": "[red]"}}, "done", 0.8)
     write_run(sweep, {**plan_row("b", 0, model="./y"), "fields": {"task.ops": "[/]"}}, "failed", None)
-    write_json(sweep.run("b-0").path / "status.json", {**sweep.run("b-0").status(), "cause": "KeyError: [/a] [dim]"})
+    end = sweep.run("b-0").attempt(1) / "attempt.json"
+    write_json(end, {**read_json(end), "cause": "KeyError: [/a] [dim]"})
     print_table(compare(sweep))
     print_status(sweep_status(sweep))
     text = capsys.readouterr().out

@@ -8,7 +8,9 @@ import threading
 
 import pytest
 
-from klsweep.record import Owner, RunFolder, SweepFolder, append_rows, read_rows, shared_artifact, truncate_rows
+from klsweep.record.claims import Owner, shared_artifact
+from klsweep.record.files import append_rows, read_rows, truncate_rows
+from klsweep.record.folder import RunFolder, SweepFolder
 
 
 def folder(tmp_path) -> RunFolder:
@@ -19,7 +21,7 @@ def folder(tmp_path) -> RunFolder:
 
 def ended_process() -> Owner:
     """The identity of a process that has ended."""
-    script = "from klsweep.record import Owner; import json; print(json.dumps(Owner.me()._asdict()))"
+    script = "from klsweep.record.claims import Owner; import json; print(json.dumps(Owner.me()._asdict()))"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return Owner(**json.loads(out.stdout))
 
@@ -41,13 +43,16 @@ def test_a_torn_last_line_is_skipped_and_damage_elsewhere_is_not(tmp_path):
 def test_claims_are_exclusive_and_numbered(tmp_path):
     run = folder(tmp_path)
     assert run.status()["state"] == "pending"
-    assert run.claim(science_hash="abc") == 1
-    assert run.status()["state"] == "running"
+    first = run.claim(science_hash="abc")
+    assert first is not None
+    assert (first.number, run.status()["state"]) == (1, "running")
     assert run.claim() is None  # held by this very process, which is alive
-    run.finish(1, "failed", "ValueError: no", "Traceback …")
+    first.finish("failed", "ValueError: no", "Traceback …")
     assert (run.status()["cause"], run.status()["science_hash"]) == ("ValueError: no", "abc")
-    assert run.claim() == 2
-    run.finish(2, "done")
+    second = run.claim()
+    assert second is not None
+    assert second.number == 2
+    second.finish("done")
     assert run.claim() is None
     assert json.loads((run.attempt(1) / "attempt.json").read_text())["state"] == "failed"
     assert json.loads((run.attempt(2) / "attempt.json").read_text())["state"] == "done"
@@ -59,7 +64,8 @@ def test_of_many_claimants_at_once_one_wins(tmp_path):
 
     def claim() -> None:
         barrier.wait()
-        won.append(run.claim())
+        attempt = run.claim()
+        won.append(attempt and attempt.number)
 
     threads = [threading.Thread(target=claim) for _ in range(8)]
     for thread in threads:
@@ -72,13 +78,15 @@ def test_of_many_claimants_at_once_one_wins(tmp_path):
 
 def test_a_vanished_process_is_seen_and_its_run_can_be_claimed_again(tmp_path):
     run = folder(tmp_path)
-    script = (
-        f"from klsweep.record import RunFolder; from pathlib import Path; RunFolder(Path({str(run.path)!r})).claim()"
-    )
+    path = str(run.path)
+    script = f"from klsweep.record.folder import RunFolder; import pathlib; RunFolder(pathlib.Path({path!r})).claim()"
     subprocess.run([sys.executable, "-c", script], check=True)
     assert run.status()["state"] == "failed"
     assert run.status()["cause"].startswith("vanished")
-    assert run.claim() == 2
+    again = run.claim()
+    assert again is not None
+    assert again.number == 2
+    assert run.tries()[0]["cause"].startswith("vanished")  # the dead one's end is on record
 
 
 def test_an_owner_elsewhere_is_never_declared_gone():
@@ -100,7 +108,7 @@ def test_a_plan_keeps_its_order_and_the_last_row_of_a_run_holds(tmp_path):
 
 def test_planners_at_work_at_the_same_time_lose_nothing(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from klsweep.record import SweepFolder\n"
+        "import sys; from pathlib import Path; from klsweep.record.folder import SweepFolder\n"
         "for i in range(20):\n"
         "    SweepFolder(Path(sys.argv[1])).extend_plan([{'run_id': f'{sys.argv[2]}-{i}', 'text': 'x' * 3000}])\n"
     )
@@ -126,11 +134,12 @@ def test_a_shared_artefact_is_built_once_and_taken_over_from_the_dead(tmp_path):
         thread.join()
     assert (len(built), len(results)) == (1, 4)
     assert (tmp_path / "a" / "x").read_text() == "content"
-    claim = tmp_path / "b.claim"
-    claim.mkdir()
-    (claim / "owner.json").write_text(json.dumps(ended_process()._asdict()))
+    claim = tmp_path / "claims/b/1"
+    claim.mkdir(parents=True)
+    (claim / "claim.json").write_text(json.dumps({"owner": ended_process()._asdict()}))
     assert shared_artifact(tmp_path / "b", build, 0.01).is_dir()
-    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "claims"]
+    assert sorted(os.listdir(tmp_path / "claims/b")) == ["1", "2"]
 
 
 def test_a_builder_that_fails_leaves_nothing(tmp_path):
@@ -139,4 +148,5 @@ def test_a_builder_that_fails_leaves_nothing(tmp_path):
 
     with pytest.raises(RuntimeError, match="no"):
         shared_artifact(tmp_path / "a", fail)
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["claims"]
+    assert json.loads((tmp_path / "claims/a/1/end.json").read_text()) == {"built": False}

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from klsweep.config.build import RunSpec
 from klsweep.model.policy import load_policy
-from klsweep.record import RunFolder, read_rows
+from klsweep.record.files import read_rows
+from klsweep.record.folder import RunFolder
 from klsweep.rollout import hf
 from klsweep.tracking import Tracker
 from klsweep.training.checkpoint import load_checkpoint
@@ -27,14 +28,17 @@ def run_spec(spec: RunSpec, tmp_path, name: str, stop_after: int | None = None) 
     folder = RunFolder(tmp_path / name)
     folder.path.mkdir(exist_ok=True)
     seen: list[int] = []
+    attempt = folder.claim()
+    assert attempt is not None
     outcome = train(
         spec,
-        folder,
+        attempt,
         tmp_path / "artifacts",
         Tracker(None),
-        should_stop=lambda: stop_after is not None and bool(seen) and seen[-1] >= stop_after,
+        should_stop=lambda: "preempted" if stop_after is not None and seen and seen[-1] >= stop_after else None,
         on_update=lambda update, _: seen.append(update),
     )
+    attempt.finish(outcome.state, outcome.cause)
     return outcome, folder
 
 
@@ -72,20 +76,21 @@ def test_interrupted_and_resumed_equals_undisturbed(tmp_path, sampling):
     assert (broken.path / suite).read_bytes() == (whole.path / suite).read_bytes()
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path):
-    spec = small_spec("train.updates=3", "train.checkpoint_seconds=0")
-    _, folder = run_spec(spec, tmp_path, "run")
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, capsys):
+    spec = small_spec("train.updates=4", "train.checkpoint_seconds=0")
+    _, folder = run_spec(spec, tmp_path, "run", stop_after=3)
     newest = sorted(folder.checkpoints.iterdir())
     assert [path.name for path in newest] == ["update-000002", "update-000003"]
     content = bytearray((newest[-1] / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (newest[-1] / "model.safetensors").write_bytes(content)
     network, _ = load_policy(spec.model)
-    optimiser, warnings = torch.optim.AdamW(network.parameters()), []
-    state = load_checkpoint(folder.checkpoints, network, optimiser, warnings.append)
-    assert state == (2, 1.0, [])
+    optimiser, attempt = torch.optim.AdamW(network.parameters()), folder.claim()
+    assert attempt is not None
+    assert load_checkpoint(attempt, network, optimiser) == (2, 1.0, [])
     assert optimiser.state[network.lm_head.weight]["step"].item() == 2
-    assert warnings == ["checkpoint update-000003 is damaged (model.safetensors): trying the one before"]
+    warned = "warning: checkpoint update-000003 is damaged (model.safetensors): trying the one before\n"
+    assert capsys.readouterr().err == warned
 
 
 def test_lag_zero_is_on_policy_bit_for_bit_and_lag_changes_what_is_trained_on(tmp_path):
@@ -242,8 +247,8 @@ def test_beta_follows_its_schedule_and_aggregation_shows(tmp_path):
 )
 def test_the_first_optimiser_step_by_hand(tmp_path, overrides, size, decay, steps):
     """AdamW's first step is w ← w(1 − lr·λ) − lr·sign(g), to within its ε."""
-    spec = small_spec("train.updates=1", *overrides)
-    _, folder = run_spec(spec, tmp_path, "run")
+    spec = small_spec("train.updates=2", *overrides)
+    _, folder = run_spec(spec, tmp_path, "run", stop_after=1)
     state = load_file(folder.checkpoints / "update-000001" / "optimiser.safetensors")
     assert {int(value) for name, value in state.items() if name.endswith("/step")} == {steps}
     if size is None:
@@ -314,7 +319,7 @@ def test_the_base_is_evaluated_once_for_all_runs(tmp_path, monkeypatch):
     for seed in (0, 1, 2):
         run(tmp_path, f"s{seed}", f"seed={seed}", "train.updates=1")
     assert len(calls) == 3 + 1
-    assert len(list((tmp_path / "artifacts").iterdir())) == 1
+    assert len(list((tmp_path / "artifacts").glob("b1-*"))) == 1
 
 
 def test_pass_at_k_of_four_samples_with_one_right():

@@ -177,7 +177,7 @@ def _real(session: Composer, options: argparse.Namespace) -> Result:
     chosen, notes = cases(session, options.overrides, "main_estimators")
     check_cases(chosen, batches)
     if options.run:
-        subject = of_run(options.run, **sizes, warn=lambda text: print(f"warning: {text}", file=sys.stderr))
+        subject = of_run(options.run, **sizes)
     else:
         plain = [text for text in options.overrides if _node(text) in OF_A_MODEL]
         spec = Builder().run_spec(expand(session, [*plain, f"model.path={options.model}"], single=True).cells[0].config)

@@ -1,7 +1,6 @@
 """Which real policy to audit: a run's last checkpoint, or a model and a reference by path; and its samples."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,14 @@ from klsweep.audit.transformer import Subject, check_memory
 from klsweep.config.build import Builder, RunSpec
 from klsweep.errors import BadInput
 from klsweep.model.policy import load_policy
-from klsweep.record import RunFolder
+from klsweep.record.folder import RunFolder
 from klsweep.rollout.random import Stream, uniforms
 from klsweep.training.checkpoint import load_weights, newest_sound
 
 SAMPLES = 4  # per prompt
 
 
-def of_run(path: Path, batches: int, prompts: int, seed: int, warn: Callable[[str], None]) -> Subject:
+def of_run(path: Path, batches: int, prompts: int, seed: int) -> Subject:
     """The policy of a run folder's newest checkpoint, against the base it started from. BadInput if there is none.
 
     Its samples are the policy's own, without the top-p truncation that the run may have sampled with.
@@ -27,7 +26,7 @@ def of_run(path: Path, batches: int, prompts: int, seed: int, warn: Callable[[st
     if not folder.config.exists():
         raise BadInput(f"--run={str(path)!r}: no run folder (one holds config.yaml)")
     spec = Builder().run_spec(yaml.safe_load(folder.config.read_text()))
-    checkpoint = newest_sound(folder.checkpoints, warn)
+    checkpoint = newest_sound(folder)
     if checkpoint is None:
         raise BadInput(f"--run={str(path)!r}: no checkpoint in it")
     return _subject(spec, spec, checkpoint, batches, prompts, seed)

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from klsweep.rollout.buffer import Sampling
     from klsweep.rollout.engine import Engine
     from klsweep.sweep.launch_local import Local
+    from klsweep.sweep.launch_slurm import Slurm
     from klsweep.tasks.base import Task
     from klsweep.tasks.reward import Verifier
     from klsweep.tracking import Wandb
-    from klsweep.training.settings import Eval, Train
+    from klsweep.training.settings import Checkpoint, Eval, Train
 
 Node = dict[str, Any]
 
@@ -59,9 +60,10 @@ class RunSpec:
     reward: Verifier
     eval: Eval
     rollout: Engine
-    launcher: Local
+    launcher: Local | Slurm
     kl: KL
     train: Train
+    checkpoint: Checkpoint
     wandb: Wandb
 
     @property
@@ -139,7 +141,7 @@ class Builder:
         try:
             return kind(**values)
         except ValidationError as error:
-            raise BadInput(_one_line(error, kind, prefix)) from error
+            raise BadInput(one_line(error, kind, prefix)) from error
         except BadInput:
             raise
         except (TypeError, ValueError) as error:
@@ -162,7 +164,7 @@ def find_target(target: Any, path: str, allowed: tuple[str, ...]) -> type:
     return cls  # pyright: ignore[reportReturnType]
 
 
-def _one_line(error: ValidationError, cls: type, prefix: str) -> str:
+def one_line(error: ValidationError, cls: type, prefix: str) -> str:
     """The first problem: field, value, and what is allowed."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])

@@ -44,6 +44,7 @@ OPERATIONAL = (
     "plugins",
     "launcher",
     "wandb",
+    "checkpoint",
     "eval",  # results carry an evaluation id of their own
     "train.micro_batch_size",
     "train.checkpoint_seconds",

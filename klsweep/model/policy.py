@@ -1,6 +1,7 @@
 """Transformers policies: loading them, and the log-probabilities of given tokens."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -38,6 +39,17 @@ class Scores:
     exact_kl: Tensor  # KL(π_old ‖ π_ref) of the token distributions
     forward_kl: Tensor  # KL(π_ref ‖ π_old) of the token distributions, at prefixes sampled from π
     entropy: Tensor
+
+
+def load_base(model: Model) -> tuple[Any, Any]:
+    """(frozen base, tokenizer), loaded once in a process that trains several runs from it."""
+    return _load_base(model, model.content())
+
+
+@lru_cache(maxsize=1)
+def _load_base(model: Model, content: str) -> tuple[Any, Any]:
+    network, tokenizer = load_policy(model)
+    return network.requires_grad_(False), tokenizer
 
 
 def load_policy(model: Model) -> tuple[Any, Any]:

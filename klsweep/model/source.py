@@ -1,6 +1,7 @@
 """Which model a run starts from: a folder or a Hugging Face name, and the content that identifies it. No torch."""
 
 import hashlib
+import json
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -46,6 +47,20 @@ class Model:
                 f"one of {', '.join(SHIPPED)})"
             )
         return _hub_commit(self.path, self.revision)
+
+    def is_cached(self) -> bool:
+        """True if a compute node without a network can load it: a folder, or every weight file in the local cache."""
+        if self.path in SHIPPED or is_folder(self.path):
+            return True
+        import huggingface_hub
+
+        try:
+            folder = Path(huggingface_hub.snapshot_download(self.path, revision=self.revision, local_files_only=True))
+        except Exception:  # whatever it raises, the files are not there
+            return False
+        index = folder / "model.safetensors.index.json"
+        names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+        return all((folder / name).exists() for name in (*names, "config.json"))
 
 
 def is_folder(path: str) -> bool:

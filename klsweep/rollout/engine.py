@@ -22,6 +22,11 @@ class Generation:
 class Sampler(Protocol):
     """An engine bound to a policy: `generate` samples from the policy's weights as they are at that moment."""
 
+    @property
+    def repeats_itself(self) -> bool:
+        """True if equal weights and draws give equal bits; else rollouts are kept, so that none is sampled twice."""
+        ...
+
     def generate(
         self, prompts: Sequence[str], samples: int, uniforms: np.ndarray, temperature: float, top_p: float
     ) -> Generation:

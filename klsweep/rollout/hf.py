@@ -37,6 +37,11 @@ class HFSampler:
     tokenizer: Any
     batch_size: int
 
+    @property
+    def repeats_itself(self) -> bool:
+        """See `Sampler.repeats_itself`."""
+        return self.network.device.type == "cpu"
+
     def generate(
         self, prompts: Sequence[str], samples: int, uniforms: np.ndarray, temperature: float, top_p: float
     ) -> Generation:

@@ -13,52 +13,62 @@ import yaml
 from klsweep.config.build import Builder
 from klsweep.config.identity import canonical, eval_id
 from klsweep.provenance import environment, science_hash
-from klsweep.record import Row, RunFolder, write_json
+from klsweep.record.claims import beating
+from klsweep.record.files import Row, write_json
+from klsweep.record.folder import Attempt, Job, Lost, RunFolder
 
 OnUpdate = Callable[[int, Row], None]
+ShouldStop = Callable[[], str | None]  # why to stop: preempted, timeout
 
 
-def execute(folder: RunFolder, should_stop: Callable[[], bool], on_update: OnUpdate) -> Row:
-    """Run an attempt at a run; its final status. A finished or taken run is left alone.
+def execute(folder: RunFolder, should_stop: ShouldStop, on_update: OnUpdate, job: Job | None = None) -> Row:
+    """Run an attempt at a run; its final status. A run that is finished, cancelled or taken is left alone.
 
     The resolved `config.yaml` is all that is read: editing `conf/` while a run waits changes nothing. Exceptions end
-    in `status.json` with their traceback, not in the caller.
+    in the attempt's record with their traceback, not in the caller.
     """
-    number = folder.claim(science_hash=science_hash())
-    if number is None:
+    attempt = folder.claim(job, science_hash=science_hash())
+    if attempt is None:
         return folder.status()
-    with _output_into(folder.attempt(number)):
+
+    def reason() -> str | None:
+        return "cancelled" if folder.cancellation.exists() else should_stop()
+
+    with _output_into(attempt.path), beating(folder.attempts.heartbeat(attempt.number)):
         try:
-            state, cause = _train(folder, should_stop, on_update)
+            state, cause = _train(attempt, reason, on_update)
+        except Lost as lost:
+            print(lost, file=sys.stderr)
+            return folder.status()
         except Exception as error:
             text = traceback.format_exc()
             print(text, file=sys.stderr)
-            return folder.finish(number, "failed", f"{type(error).__name__}: {error}", text)
-    return folder.finish(number, state, cause)
+            return attempt.finish("failed", f"{type(error).__name__}: {error}", text)
+    return attempt.finish(state, cause)
 
 
-def _train(folder: RunFolder, should_stop: Callable[[], bool], on_update: OnUpdate) -> tuple[str, str | None]:
+def _train(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate) -> tuple[str, str | None]:
     import torch
 
     from klsweep.objective.objective import build_objective
     from klsweep.tracking import Tracker
     from klsweep.training.loop import train
 
+    folder = attempt.folder
     config = yaml.load(folder.config.read_text(), Loader=yaml.CSafeLoader)
     spec = Builder().run_spec(config)
-    folder.write_status({**folder.status(), "eval_id": eval_id(spec)})
+    attempt.note(eval_id=eval_id(spec))
     write_json(folder.environment, {**environment(), "threads": torch.get_num_threads()})
-    sweep = folder.path.parent.parent
     identity = canonical(spec.simplified(build_objective(*spec.objective_parts)))
     tracker = Tracker.start(
         spec.wandb,
         folder.path,
-        f"{sweep.name}-{folder.run_id}",
-        sweep.name,
+        f"{folder.sweep.name}-{folder.run_id}",
+        folder.sweep.name,
         {**{f"choice.{k}": v for k, v in config["choices"].items()}, **identity},
     )
     try:
-        outcome = train(spec, folder, sweep / "artifacts", tracker, should_stop, on_update)
+        outcome = train(spec, attempt, folder.sweep.artifacts, tracker, should_stop, on_update)
     except BaseException:
         tracker.finish(1)
         raise

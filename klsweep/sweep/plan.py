@@ -1,8 +1,7 @@
 """From overrides to a plan: every cell built, undefined ones excluded with the reason, equal ones collapsed."""
 
 import os
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,9 @@ from klsweep.config.identity import NEUTRAL, Canonical, canonical, cell_id, cove
 from klsweep.errors import BadInput
 from klsweep.objective.objective import Objective, Undefined, build_objective
 from klsweep.provenance import science_hash
-from klsweep.record import FINISHED, Row, SweepFolder, append_text, read_rows, write_text
+from klsweep.record.files import Row, append_text, write_text
+from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
+from klsweep.sweep.status import Observed, observe
 from klsweep.tasks.base import shared_prompts
 
 AXES = ("model", "estimator", "placement", "clip", "correction", "sampling", "algorithm", "task", "reward", "rollout")
@@ -44,7 +45,10 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command asks for. raw − excluded − collapsed = runs; those `finished` or `running` need no work."""
+    """What a command asks for. raw − excluded − collapsed = runs; to run are those not finished, active or cancelled.
+
+    `active` are running or in SLURM's queue; `trouble` says why SLURM could not be asked if it had to be.
+    """
 
     folder: SweepFolder
     overrides: list[str]
@@ -53,23 +57,18 @@ class Plan:
     collapsed: int
     runs: list[PlannedRun]
     finished: frozenset[str]
-    running: frozenset[str]
+    active: frozenset[str]
+    cancelled: frozenset[str]
+    trouble: str | None
     notes: list[str]
 
     @property
     def to_run(self) -> list[PlannedRun]:
-        return [run for run in self.runs if run.run_id not in self.finished | self.running]
+        return [run for run in self.runs if run.run_id not in self.finished | self.active | self.cancelled]
 
     def names(self) -> dict[str, str]:
         """Each cell in words, by cell id."""
         return describe([run.row for run in self.runs])
-
-    def seconds_per_run(self) -> float | None:
-        """Median seconds in the updates of this plan's finished runs, all attempts; None if there are none."""
-        totals = [
-            sum(row["seconds/total"] for row in read_rows(self.folder.run(run_id).timing)) for run_id in self.finished
-        ]
-        return statistics.median(totals) if totals else None
 
 
 def make_plan(composer: Composer, overrides: Sequence[str], single: bool = False) -> Plan:
@@ -106,8 +105,8 @@ def _plan(expansion: Expansion, overrides: list[str], single: bool) -> Plan:
         reasons = "; ".join(sorted({exclusion.reason for exclusion in excluded}))
         raise BadInput(f"nothing to run: all {expansion.raw} cells are excluded ({reasons})")
     folder = _sweep_folder(expansion.cells)
-    statuses = {run.run_id: folder.run(run.run_id).status() for run in planned}
-    finished = frozenset(run_id for run_id, status in statuses.items() if status["state"] in FINISHED)
+    observed, trouble = observe(folder, [run.run_id for run in planned])
+    statuses = {run_id: seen.status for run_id, seen in observed.items()}
     return Plan(
         folder=folder,
         overrides=overrides,
@@ -115,8 +114,10 @@ def _plan(expansion: Expansion, overrides: list[str], single: bool) -> Plan:
         excluded=excluded,
         collapsed=expansion.raw - len(excluded) - len(planned),
         runs=planned,
-        finished=finished,
-        running=frozenset(run_id for run_id, status in statuses.items() if status["state"] == "running"),
+        finished=_where(observed, lambda seen: seen.status["state"] in FINISHED),
+        active=_where(observed, lambda seen: seen.is_active),
+        cancelled=_where(observed, lambda seen: seen.status["state"] == "cancelled"),
+        trouble=trouble,
         notes=[
             *_inert_notes(expansion, planned),
             *_expectation_notes(planned),
@@ -125,16 +126,24 @@ def _plan(expansion: Expansion, overrides: list[str], single: bool) -> Plan:
     )
 
 
+def _where(observed: dict[str, Observed], holds: Callable[[Observed], bool]) -> frozenset[str]:
+    return frozenset(run_id for run_id, seen in observed.items() if holds(seen))
+
+
 def write_plan(plan: Plan) -> None:
     """Write the sweep folder: `plan.jsonl`, what was asked for, and each unfinished run's resolved `config.yaml`."""
     known = {row["run_id"] for row in plan.folder.plan()}
-    settled = (plan.finished | plan.running) & known  # their rows say how they were run, not how they would be today
+    settled = (plan.finished | plan.active) & known  # their rows say how they were run, not how they would be today
     plan.folder.extend_plan(run.row for run in plan.runs if run.run_id not in settled)
     _record_launch(plan)
     for run in plan.to_run:
-        folder = plan.folder.run(run.run_id)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        write_text(folder.config, yaml.dump(run.config, Dumper=yaml.CSafeDumper, sort_keys=False))
+        write_config(plan.folder.run(run.run_id), run.config)
+
+
+def write_config(folder: RunFolder, config: dict[str, Any]) -> None:
+    """Write the resolved configuration that a job reads, and all it reads."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_text(folder.config, yaml.dump(config, Dumper=yaml.CSafeDumper, sort_keys=False))
 
 
 def _record_launch(plan: Plan) -> None:

@@ -1,14 +1,15 @@
 """The progress of a local sweep: runs done of all, and for each worker update, reward and KL; ETA."""
 
 import time
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from klsweep.record import Row, RunFolder
-from klsweep.sweep.plan import Plan
+from klsweep.record.files import Row
+from klsweep.record.folder import RunFolder
 
 PLAIN_SECONDS = 10.0  # between lines where the output is no terminal
 
@@ -16,9 +17,10 @@ PLAIN_SECONDS = 10.0  # between lines where the output is no terminal
 class SweepProgress:
     """A live display on a terminal, a line now and then elsewhere. Use as a context manager."""
 
-    def __init__(self, plan: Plan, console: Console) -> None:
-        self._runs = {run.run_id: run.row for run in plan.to_run}
-        self._names = plan.names()
+    def __init__(self, rows: Iterable[Row], names: Mapping[str, str], console: Console) -> None:
+        """`rows` of the plan that are run; `names` of cells by cell id."""
+        self._runs = {row["run_id"]: row for row in rows}
+        self._names = names
         self._console = console
         self._live = Live(console=console, transient=True) if console.is_terminal else None
         self._active: dict[str, Row] = {}

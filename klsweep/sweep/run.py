@@ -1,25 +1,193 @@
-"""Carrying out a plan on this machine."""
+"""Carrying out a plan: on this machine, or by submitting it to SLURM."""
 
-from klsweep.record import FINISHED
-from klsweep.sweep.launch_local import launch
-from klsweep.sweep.plan import Plan, write_plan
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from klsweep.cells import describe
+from klsweep.config.build import RunSpec
+from klsweep.errors import BadInput
+from klsweep.record.claims import beating, wait_for_turn
+from klsweep.record.files import Row, read_rows, write_json
+from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
+from klsweep.sweep import cluster
+from klsweep.sweep.cost import Cost, Measured, calibration, estimate, measured
+from klsweep.sweep.launch_local import Local, launch
+from klsweep.sweep.launch_slurm import Slurm, Submission, submit
+from klsweep.sweep.plan import Plan, write_config, write_plan
 from klsweep.sweep.progress import SweepProgress
+from klsweep.sweep.snapshot import snapshot
+from klsweep.sweep.status import observe
 from klsweep.terminal import console
 
+CALIBRATION_UPDATES = 3
+POLL_SECONDS = 2.0
 
-def run_plan(plan: Plan) -> int:
-    """Write the sweep folder and execute what is not finished; the number of runs that did not end well."""
-    write_plan(plan)
-    states: list[str] = []
+
+def run_plan(plan: Plan) -> int | Submission:
+    """Write the sweep folder and carry out what is left to do: the runs that did not end well, or what was submitted.
+
+    BadInput, before anything is submitted, if SLURM does not answer, an input is not cached, or the budget is exceeded.
+    """
     if not plan.to_run:
+        write_plan(plan)
         return 0
-    launcher = plan.to_run[0].spec.launcher
-    with SweepProgress(plan, console(stderr=True)) as progress:
+    launchers = launchers_of({run.run_id: run.spec for run in plan.to_run})
+    if not isinstance(launchers, dict):
+        write_plan(plan)
+        return run_here(plan.folder, [run.row for run in plan.to_run], launchers, plan.names())
+    if plan.trouble is not None:
+        raise BadInput(f"launcher=slurm: SLURM does not answer, so what is queued already is unknown ({plan.trouble})")
+    for run in plan.to_run:
+        if not run.spec.model.is_cached():
+            raise BadInput(
+                f"model.path={run.spec.model.path!r}: not in this machine's Hugging Face cache, and jobs do not "
+                "download (klsweep fetch, with the same overrides, fills the cache)"
+            )
+    check_budget(plan, launchers)
+    plugins = plan.runs[0].spec.root.plugins
+    return submit_runs(plan.folder, launchers, plugins, lambda: write_plan(plan))
 
-        def on_end(folder, status) -> None:
+
+def run_here(sweep: SweepFolder, rows: Sequence[Row], launcher: Local, names: Mapping[str, str]) -> int:
+    """Execute these rows of the plan on this machine; the number of runs that did not end well."""
+    if not rows:
+        return 0
+    states: list[str] = []
+    with SweepProgress(rows, names, console(stderr=True)) as progress:
+
+        def on_end(folder: RunFolder, status: Row) -> None:
             states.append(status["state"])
             progress.on_end(folder, status)
 
-        launch(launcher, [plan.folder.run(run.run_id) for run in plan.to_run], progress.on_update, on_end)
+        launch(launcher, [sweep.run(row["run_id"]) for row in rows], progress.on_update, on_end)
     # running: another launcher took it between our look and our claim
     return sum(state not in (*FINISHED, "running") for state in states)
+
+
+def submit_runs(
+    sweep: SweepFolder, launchers: Mapping[str, Slurm], plugins: Sequence[str], prepare: Callable[[], None]
+) -> Submission:
+    """Submit these runs, once it is our turn, less those that another launcher has submitted meanwhile.
+
+    `prepare` writes what the jobs will read. Failed and cancelled runs are brought back: their budgets begin anew.
+    """
+    if not launchers:
+        return Submission([], 0, 0, 0)
+    allow_dirty = all(launcher.dirty == "record" for launcher in launchers.values())
+    code = snapshot(sweep, plugins, allow_dirty)
+    with _our_turn(sweep) as number:
+        observed, trouble = observe(sweep, launchers)
+        if trouble is not None:
+            raise BadInput(f"launcher=slurm: {trouble}")
+        wanted = {
+            run_id: launcher
+            for run_id, launcher in launchers.items()
+            if not observed[run_id].is_active and observed[run_id].status["state"] not in FINISHED
+        }
+        prepare()
+        for run_id in wanted:
+            if observed[run_id].status["attempt"]:
+                sweep.run(run_id).bring_back()
+        try:
+            return submit(sweep, number, wanted, code.resolve())
+        except cluster.NoAnswer as error:
+            raise BadInput(f"launcher=slurm: {error}") from error
+
+
+@contextmanager
+def _our_turn(sweep: SweepFolder) -> Iterator[int]:
+    """Our turn at submitting: of two launchers at once, the second waits for the first and then sees what it did."""
+    number = wait_for_turn(sweep.submissions, lambda: False, poll_seconds=0.2)
+    assert number is not None
+    with beating(sweep.submissions.heartbeat(number)):
+        try:
+            yield number
+        finally:
+            sweep.submissions.end(number, {"time": time.time()})
+
+
+def follow(sweep: SweepFolder, run_ids: Sequence[str]) -> int:
+    """Show the state of runs until nothing works on them any more; the number that did not end well."""
+    out, said = console(stderr=True), ""
+    while True:
+        observed, trouble = observe(sweep, run_ids)
+        states = [seen.status["state"] for seen in observed.values()]
+        text = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        if text != said:
+            out.print(f"{time.strftime('%H:%M:%S')} {text}{f' (SLURM: {trouble})' if trouble else ''}")
+            said = text
+        if trouble is None and not any(seen.is_active for seen in observed.values()):
+            return sum(state not in FINISHED for state in states)
+        time.sleep(POLL_SECONDS)
+
+
+def plan_cost(plan: Plan) -> Cost | None:
+    """What running the plan will cost, from finished siblings or a calibration; None if there is nothing to go by."""
+    if not plan.to_run:
+        return None
+    launchers = launchers_of({run.run_id: run.spec for run in plan.to_run})
+    first = next(iter(launchers.values())) if isinstance(launchers, dict) else None
+    gpus, share = (first.gpus, first.concurrent) if first else (0, 1)
+    finished = [run.row for run in plan.runs if run.run_id in plan.finished]
+    siblings = measured(plan.folder, finished)
+    return estimate([run.row for run in plan.to_run], gpus, share, siblings, calibration(plan.folder))
+
+
+def check_budget(plan: Plan, launchers: Mapping[str, Slurm]) -> None:
+    """BadInput if the plan costs more than `launcher.max_hours`, or that cannot be told."""
+    ceilings = [launcher.max_hours for launcher in launchers.values() if launcher.max_hours is not None]
+    ceiling = min(ceilings, default=None)
+    if ceiling is None:
+        return
+    cost = plan_cost(plan)
+    if cost is None:
+        raise BadInput(
+            f"launcher.max_hours={ceiling}: the cost is unknown, nothing has been measured (klsweep plan --calibrate)"
+        )
+    if cost.hours > ceiling:
+        raise BadInput(
+            f"launcher.max_hours={ceiling}: the plan would cost about {cost.hours:.2f} {cost.unit} "
+            f"({cost.low:.2f} to {cost.high:.2f}, from {cost.source})"
+        )
+
+
+def calibrate(plan: Plan) -> None:
+    """Train the first run of each kind in the plan for a few updates here, and write down what an update takes."""
+    sweep = SweepFolder(plan.folder.path / "calibration")
+    found: list[Measured] = []
+    seen: list[tuple[Any, ...]] = []
+    for run in plan.to_run:
+        kind = tuple(run.row["axes"].get(axis) for axis in ("model", "task", "algorithm"))
+        if kind in seen:
+            continue
+        seen.append(kind)
+        short = {**run.config, "train": {**run.config["train"], "updates": CALIBRATION_UPDATES}}
+        config = {**short, "wandb": {**run.config["wandb"], "mode": "disabled"}}
+        folder = sweep.run(f"{run.run_id}-{time.time_ns()}")
+        folder.path.mkdir(parents=True)
+        write_config(folder, config)
+        row = {**run.row, "run_id": folder.run_id, "updates": CALIBRATION_UPDATES}
+        if run_here(sweep, [row], Local(parallel=1, threads=None), describe([row])):
+            raise BadInput(f"calibration: {folder.status()['cause']} ({folder.path})")
+        times = list(read_rows(folder.timing))
+        rest = [t["seconds/total"] - t.get("seconds/eval", 0.0) for t in times]
+        every, updates = run.spec.eval.every, run.spec.train.updates
+        evaluations = 1 + (updates // every if every else 0)
+        evaluation = sum(t.get("seconds/eval", 0.0) for t in times)
+        size = measured(sweep, [row])[0].bytes
+        found.append(Measured(run.row["axes"], min(rest) + evaluation * evaluations / updates, size))
+    plan.folder.path.mkdir(parents=True, exist_ok=True)
+    write_json(plan.folder.path / "calibration.json", [dataclasses.asdict(row) for row in found])
+
+
+def launchers_of(specs: Mapping[str, RunSpec]) -> Local | dict[str, Slurm]:
+    """The local launcher of these runs, or the settled SLURM launcher of each. BadInput if there are both."""
+    kinds = {type(spec.launcher) for spec in specs.values()}
+    if len(kinds) > 1:
+        raise BadInput("launcher: some of the runs are for SLURM and others are not: give one launcher to all")
+    found = {run_id: spec.launcher for run_id, spec in specs.items()}
+    local = next((launcher for launcher in found.values() if isinstance(launcher, Local)), None)
+    return local or {run_id: each.settled() for run_id, each in found.items() if isinstance(each, Slurm)}

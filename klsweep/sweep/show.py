@@ -2,59 +2,103 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Group
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from klsweep.cells import describe
+from klsweep.record.folder import SweepFolder
+from klsweep.sweep.launch_slurm import Slurm, Submission
+from klsweep.sweep.status import sweep_status
 from klsweep.terminal import console
 
 if TYPE_CHECKING:
+    from klsweep.sweep.cost import Cost
+    from klsweep.sweep.doctor import Check
     from klsweep.sweep.plan import Plan, PlannedRun
 
 
+SHOWN_ROWS = 40
+WATCH_SECONDS = 2.0
+
+
 def print_status(status: dict[str, Any]) -> None:
-    """Counts by state, then the runs that are not done, each with its cause."""
-    out = console()
+    """Counts by state, failures by cause, then runs that are not done."""
+    console().print(status_lines(status))
+
+
+def status_lines(status: dict[str, Any]) -> Group:
+    """What `print_status` shows, for a live display too."""
     counts = ", ".join(f"{n} {state}" for state, n in status["counts"].items())
-    out.print(f"{status['sweep']}: {len(status['runs'])} runs: {counts}", style="bold")
+    parts: list[Any] = [Text(f"{status['sweep']}: {len(status['runs'])} runs: {counts}", style="bold")]
+    if status["slurm"] is not None:
+        parts.append(Text(f"SLURM does not answer, so states are as last recorded: {status['slurm']}", style="red"))
+    for failure in status["failures"]:
+        parts.append(Text(f"{failure['count']} {failure['state']}: {failure['cause']}", style="red"))
+        parts += [Text(f"    {line}", style="dim") for line in failure["last_lines"]]
     rows = [run for run in status["runs"] if run["state"] != "done"]
-    if not rows:
+    rows.sort(key=lambda run: (run["state"] == "pending", run["state"] == "running"))
+    if rows:
+        table = Table(box=None, header_style="bold")
+        for column in ("run", "cell", "seed", "state", "update", "job", "cause"):
+            table.add_column(column, overflow="fold" if column == "cause" else "ellipsis", no_wrap=column != "cause")
+        names = describe(status["runs"])
+        for run in rows[:SHOWN_ROWS]:
+            update = "-" if run["update"] is None else f"{run['update']}/{run['updates']}"
+            cause = run["queue"] or run["cause"] or ""
+            cells = (run["run_id"], names[run["cell_id"]], str(run["seed"]), run["state"], update, run["job"] or "")
+            table.add_row(*map(Text, (*cells, cause)))
+        parts.append(table)
+    if len(rows) > SHOWN_ROWS:
+        parts.append(Text(f"and {len(rows) - SHOWN_ROWS} more (--json has every run)"))
+    return Group(*parts)
+
+
+def print_submission(sweep: SweepFolder, what: Submission) -> None:
+    """What was submitted, and what to do next."""
+    out = console()
+    if not what.jobs:
+        out.print("nothing to submit")
         return
-    table = Table(box=None, header_style="bold")
-    for column in ("run", "cell", "seed", "state", "update", "cause"):
-        table.add_column(column, overflow="fold" if column == "cause" else "ellipsis", no_wrap=column != "cause")
-    names = describe(status["runs"])
-    for run in rows:
-        update = "-" if run["update"] is None else f"{run['update']}/{run['updates']}"
-        table.add_row(run["run_id"], names[run["cell_id"]], str(run["seed"]), run["state"], update, run["cause"] or "")
-    out.print(table)
+    jobs = f"job {what.jobs[0]}" if len(what.jobs) == 1 else f"{len(what.jobs)} job arrays ({', '.join(what.jobs)})"
+    out.print(f"submitted {what.runs} runs in {what.tasks} tasks as {jobs}", style="bold")
+    if what.left:
+        out.print(f"{what.left} runs are beyond what the cluster lets us submit now: the same command submits the rest")
+    out.print(f"klsweep status {sweep.path} --watch    klsweep cancel {sweep.path}")
 
 
-def print_plan(plan: Plan, with_cells: bool) -> None:
+def print_plan(plan: Plan, cost: Cost | None, with_cells: bool) -> None:
     """raw → excluded → collapsed → done → to run, notes, cost, and with `with_cells` a row per cell."""
     out = console()
-    running = f"{len(plan.running)} running elsewhere, " if plan.running else ""
+    elsewhere = f"{len(plan.active)} running or queued elsewhere, " if plan.active else ""
+    cancelled = f"{len(plan.cancelled)} cancelled (klsweep retry --only cancelled), " if plan.cancelled else ""
     out.print(
         f"{plan.folder.path}: {plan.raw} raw − {len(plan.excluded)} excluded − {plan.collapsed} collapsed "
-        f"= {len(plan.runs)} runs; {len(plan.finished)} done, {running}{len(plan.to_run)} to run",
+        f"= {len(plan.runs)} runs; {len(plan.finished)} done, {elsewhere}{cancelled}{len(plan.to_run)} to run",
         style="bold",
     )
     for reason, count in Counter(e.reason for e in plan.excluded).items():
         out.print(f"  excluded {count}: {reason}")
     print_notes(plan)
-    out.print(f"  cost: {_cost(plan)}")
+    for line in _cost_lines(plan, cost):
+        out.print(f"  {line}")
     if with_cells:
         table = Table(box=None, header_style="bold")
         for column in ("cell", "configuration", "seeds", "to run"):
             table.add_column(column, no_wrap=True)
-        names = plan.names()
+        names, to_run = plan.names(), {run.run_id for run in plan.to_run}
         cells: dict[str, list[PlannedRun]] = {}
         for run in plan.runs:
             cells.setdefault(run.row["cell_id"], []).append(run)
         for cell, runs in cells.items():
-            waiting = sum(run.run_id not in plan.finished | plan.running for run in runs)
+            waiting = sum(run in to_run for run in (r.run_id for r in runs))
             table.add_row(cell, names[cell], str(len(runs)), str(waiting))
         out.print(table)
 
@@ -65,7 +109,7 @@ def print_notes(plan: Plan) -> None:
         console().print(f"  note: {note}")
 
 
-def plan_json(plan: Plan) -> dict[str, Any]:
+def plan_json(plan: Plan, cost: Cost | None) -> dict[str, Any]:
     """The plan as plain data."""
     return {
         "sweep": str(plan.folder.path),
@@ -73,22 +117,67 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "excluded": [{"point": e.point, "reason": e.reason} for e in plan.excluded],
         "collapsed": plan.collapsed,
         "finished": sorted(plan.finished),
-        "running": sorted(plan.running),
+        "active": sorted(plan.active),
+        "cancelled": sorted(plan.cancelled),
         "to_run": [run.run_id for run in plan.to_run],
         "notes": plan.notes,
+        "cost": dataclasses.asdict(cost) if cost is not None else None,
         "runs": [run.row for run in plan.runs],
     }
 
 
-def _cost(plan: Plan) -> str:
-    seconds = plan.seconds_per_run()
+def _cost_lines(plan: Plan, cost: Cost | None) -> list[str]:
+    """The plan's cost, and where it collides with a time limit."""
     if not plan.to_run:
-        return "nothing to run"
-    if seconds is None:
-        return "unknown: no finished run in this sweep to estimate from"
-    workers = min(plan.to_run[0].spec.launcher.workers, len(plan.to_run))
-    total = seconds * len(plan.to_run) / workers
-    return (
-        f"about {total:.0f} s on {workers} workers (median {seconds:.1f} s per run, from this sweep's "
-        f"{len(plan.finished)} finished runs)"
-    )
+        return ["cost: nothing to run"]
+    if cost is None:
+        return ["cost: unknown: no finished run in this sweep to go by (klsweep plan --calibrate measures one)"]
+    launcher = plan.to_run[0].spec.launcher
+    disk = f"; disk {cost.disk / 2**20:.0f} MiB"
+    if not isinstance(launcher, Slurm):
+        workers = min(launcher.workers, len(plan.to_run))
+        low, mid, high = (hours * 3600 / workers for hours in (cost.low, cost.hours, cost.high))
+        return [f"cost: about {mid:.0f} s on {workers} workers ({low:.0f} to {high:.0f}, from {cost.source}){disk}"]
+    lines = [f"cost: {cost.hours:.3g} {cost.unit} ({cost.low:.3g} to {cost.high:.3g}, from {cost.source}){disk}"]
+    for axis, values in cost.by_axis.items():
+        lines.append(f"  by {axis}: {', '.join(f'{value} {hours:.3g}' for value, hours in values.items())}")
+    settled = launcher.settled()
+    job = cost.longest_run * settled.runs_per_job / settled.concurrent
+    if job > settled.minutes * 60:
+        lines.append(
+            f"note: a job needs about {job / 60:.0f} min and may take {settled.minutes} (launcher.time): it comes back "
+            f"about {job / settled.minutes / 60:.0f} times"
+        )
+    if cost.slowest_update > settled.signal_delay_s:
+        lines.append(
+            f"note: an update takes {cost.slowest_update:.0f} s, more than the warning before the time limit "
+            f"(launcher.signal_delay_s={settled.signal_delay_s}): the last update of each job would be lost"
+        )
+    return lines
+
+
+def print_checks(checks: list[Check]) -> None:
+    """The doctor's findings: what holds, what does not and what that means."""
+    out = console()
+    for check in checks:
+        out.print(
+            Text(
+                f"{'ok  ' if check.passed else 'FAIL'} {check.name}: {check.found}", style="" if check.passed else "red"
+            )
+        )
+
+
+def watch(sweep: SweepFolder) -> None:
+    """Show the status until nothing works on the runs any more; one line per change where the output is no terminal."""
+    out, said = console(), None
+    with Live(console=out, auto_refresh=False) if out.is_terminal else contextlib.nullcontext() as live:
+        while True:
+            status = sweep_status(sweep)
+            if live is not None:
+                live.update(status_lines(status), refresh=True)
+            elif status["counts"] != said:
+                said = status["counts"]
+                out.print(status_lines(status))
+            if not any(run["state"] == "running" or run["queue"] for run in status["runs"]):
+                return
+            time.sleep(WATCH_SECONDS)

@@ -1,34 +1,174 @@
-"""The state of every planned run, from the records alone."""
+"""The state of every planned run: what the records say, held against what SLURM says."""
 
+import contextlib
 from collections import Counter
-from typing import Any
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from klsweep.record import Row, SweepFolder, read_rows
+from klsweep.record.claims import PATIENCE_SECONDS, Owner
+from klsweep.record.files import Row, last_row
+from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
+from klsweep.sweep import cluster
+from klsweep.sweep.launch_slurm import log_file, submitted
+
+LOST_SECONDS = 5 * PATIENCE_SECONDS  # without a heartbeat from a host that cannot be asked
+TRACEBACK_LINES = 3
+
+
+class Observed(NamedTuple):
+    """A run's state now. `queue`: what SLURM says of its job, None if that is no longer in the queue."""
+
+    status: Row
+    job: str | None
+    queue: cluster.QueuedJob | None
+
+    @property
+    def is_active(self) -> bool:
+        """True if something works on the run or will without being asked: it must not be launched again."""
+        return self.status["state"] == "running" or (self.queue is not None and self.status["state"] not in FINISHED)
+
+
+def observe(sweep: SweepFolder, run_ids: Collection[str]) -> tuple[dict[str, Observed], str | None]:
+    """The state of these runs, and why SLURM could not be asked if it had to be.
+
+    Attempts whose job SLURM has no longer, or has started again, are ended on record where the folder can be written
+    to: SLURM forgets in minutes how a job ended. The records are read before SLURM is asked, so what has begun in
+    between is not taken for vanished.
+    """
+    folders = {run_id: sweep.run(run_id) for run_id in run_ids}
+    statuses = {run_id: folder.recorded() for run_id, folder in folders.items()}
+    trouble, queue, jobs = None, {}, {}
+    try:
+        jobs = {run_id: job for run_id, job in submitted(sweep).items() if run_id in folders}
+        jobs |= {run_id: status["job"]["id"] for run_id, status in statuses.items() if _works_in_job(status)}
+        open_jobs = {job for run_id, job in jobs.items() if statuses[run_id]["state"] not in FINISHED}
+        queue = cluster.queue(open_jobs)
+        ended = cluster.endings({job for job in open_jobs if job not in queue})
+    except cluster.NoAnswer as error:
+        trouble, ended = str(error), {}
+    found = {}
+    for run_id, folder in folders.items():
+        status, job = statuses[run_id], jobs.get(run_id)
+        queued = queue.get(job) if job else None
+        ending = _ending(folder, status, queued, ended.get(job or "")) if trouble is None else None
+        if ending is None:
+            status = folder.status() if status["state"] == "running" else status
+        elif status["state"] == "pending":
+            state = "failed" if ending[0] == "failed" else "pending"  # cancelled in the queue: nothing went wrong
+            status = {**status, "state": state, "cause": f"never started: {ending[1].removeprefix('vanished: ')}"}
+        else:
+            status = _end(folder, status, *ending)
+        found[run_id] = Observed(status, job, queued)
+    return found, trouble
+
+
+def _works_in_job(status: Row) -> bool:
+    return status["state"] == "running" and bool(status.get("job"))
+
+
+def _ending(
+    folder: RunFolder, status: Row, queued: cluster.QueuedJob | None, ended: tuple[str, str] | None
+) -> tuple[str, str] | None:
+    """(state, cause) of an attempt that is over without having said so, or of a job that never got to its run.
+
+    None if there is no such thing. `ended` is how SLURM says that the run's job ended, None if it is in the queue.
+    """
+    if status["state"] == "pending" and queued is None:
+        return ended
+    if status["state"] != "running":
+        return None
+    if (job := status.get("job")) is None:
+        owner, silent = Owner(**status["owner"]), folder.silent_seconds(status["attempt"])
+        if owner.is_here() or silent < LOST_SECONDS:
+            return None
+        return "failed", f"vanished: no heartbeat from {owner.host} for {silent:.0f} s"
+    if queued is None:
+        return ended
+    if queued.restart > job["restart"] or queued.state == "PENDING":
+        return "preempted", f"SLURM put job {job['id']} back into the queue before the next checkpoint"
+    return None
+
+
+def _end(folder: RunFolder, status: Row, state: str, cause: str) -> Row:
+    """End an attempt on record."""
+    with contextlib.suppress(OSError):  # a colleague's sweep, or a full disk: the state is as true unwritten
+        if folder.end(status["attempt"], state, cause):
+            folder.write_status(folder.recorded())
+        return folder.recorded()
+    return {**status, "state": state, "cause": cause}
 
 
 def sweep_status(sweep: SweepFolder) -> dict[str, Any]:
-    """`counts` by state and a row per run: id, cell, seed, state, cause, attempt, update."""
-    runs = [_run_row(sweep, planned) for planned in sweep.plan()]
-    return {"sweep": str(sweep.path), "counts": dict(Counter(r["state"] for r in runs)), "runs": runs}
-
-
-def _run_row(sweep: SweepFolder, planned: Row) -> Row:
-    folder = sweep.run(planned["run_id"])
-    status = folder.status()
-    update = None
-    if status["state"] != "pending":
-        for row in read_rows(folder.timing):
-            update = row["update"]
+    """`counts` by state, `slurm` (why it could not be asked, else None), failures by cause, and a row per run."""
+    plan = sweep.plan()
+    observed, trouble = observe(sweep, [row["run_id"] for row in plan])
+    runs = [_run_row(sweep, row, observed[row["run_id"]]) for row in plan]
     return {
-        "run_id": planned["run_id"],
-        "cell_id": planned["cell_id"],
-        "seed": planned["seed"],
-        "axes": planned["axes"],
-        "kl_coef": planned["kl_coef"],
-        "fields": planned["fields"],
+        "sweep": str(sweep.path),
+        "counts": dict(Counter(run["state"] for run in runs)),
+        "slurm": trouble,
+        "failures": _failures(sweep, runs, observed),
+        "runs": runs,
+    }
+
+
+def _run_row(sweep: SweepFolder, planned: Row, observed: Observed) -> Row:
+    status, queue = observed.status, observed.queue
+    last = last_row(sweep.run(planned["run_id"]).timing) if status["state"] != "pending" else None
+    waits = queue is not None and status["state"] not in (*FINISHED, "running")
+    return {
+        **{key: planned[key] for key in ("run_id", "cell_id", "seed", "axes", "kl_coef", "fields")},
         "state": status["state"],
         "cause": status.get("cause"),
         "attempt": status["attempt"],
-        "update": update,
+        "update": last["update"] if last else None,
         "updates": planned["updates"],
+        "job": observed.job,
+        "queue": f"{queue.state} ({queue.reason})" if waits and queue else None,
+        "host": (queue.node if queue and queue.node else None) or status.get("owner", {}).get("host"),
     }
+
+
+def _failures(sweep: SweepFolder, runs: Iterable[Row], observed: dict[str, Observed]) -> list[Row]:
+    """Runs that did not end well by cause, most first, with the last lines of one traceback or log."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for run in runs:
+        if run["state"] in ("failed", "timeout", "preempted") and run["queue"] is None:
+            groups.setdefault((run["state"], without_numbers(run["cause"] or "")), []).append(run)
+    rows = []
+    for (state, _), members in sorted(groups.items(), key=lambda group: -len(group[1])):
+        first = members[0]
+        text = observed[first["run_id"]].status.get("traceback") or _log_of(sweep, first)
+        rows.append(
+            {
+                "state": state,
+                "cause": first["cause"],
+                "count": len(members),
+                "runs": [run["run_id"] for run in members],
+                "last_lines": [line for line in text.splitlines() if line.strip()][-TRACEBACK_LINES:],
+            }
+        )
+    return rows
+
+
+def _log_of(sweep: SweepFolder, run: Row) -> str:
+    """What a run that left no traceback last wrote to its stderr, or its job."""
+    stderr = sweep.run(run["run_id"]).attempt(run["attempt"]) / "stderr"
+    log = log_file(sweep, run["job"], "err") if run["job"] else None
+    for file in (stderr, log):
+        if file is not None and file.exists() and (text := _tail(file)):
+            return text
+    return ""
+
+
+def _tail(file: Path, size: int = 4096) -> str:
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - size))
+        return stream.read().decode(errors="replace").strip()
+
+
+def without_numbers(text: str) -> str:
+    """A cause without what differs between runs that failed alike: numbers, ids and paths."""
+    words = ["…" if "/" in word or any(c.isdigit() for c in word) else word for word in text.split()]
+    return " ".join(words)

@@ -1,15 +1,16 @@
 """Checkpoints: everything that determines the future of a run, in safetensors and JSON, written atomically.
 
 Random draws are counter-based and the prompt order is a function of the seed, so the state is: the weights, the
-optimiser, the waiting rollouts, what an adaptive β has come to, and the number of updates done.
+optimiser, the waiting rollouts, what an adaptive β has come to, and the number of updates done. How far the logs reach
+follows from it: a resumed run drops the rows of later updates.
 """
 
 import hashlib
-import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from klsweep.model.policy import Tokens
+from klsweep.record.files import read_json, write_json
+from klsweep.record.folder import Attempt, RunFolder
 from klsweep.rollout.engine import Generation, Rollout
 
 KEPT = 2
-Warn = Callable[[str], None]
 
 
 class State(NamedTuple):
@@ -32,55 +34,145 @@ class State(NamedTuple):
     waiting: list[Rollout]
 
 
-def save_checkpoint(folder: Path, state: State, network: Any, optimiser: torch.optim.Optimizer) -> None:
-    """Write `folder`/update-NNNNNN and remove all but the last two."""
-    folder.mkdir(exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".writing."))
-    os.chmod(temporary, 0o755)
+def save_checkpoint(attempt: Attempt, state: State, network: Any, optimiser: torch.optim.Optimizer) -> None:
+    """Write checkpoints/update-NNNNNN and remove all but the last two, and the rollouts that they hold."""
     # tied weights share storage, which safetensors refuses: parameters are listed once, as the optimiser sees them
-    save_file({n: p.detach().contiguous() for n, p in network.named_parameters()}, temporary / "model.safetensors")
-    save_file(_optimiser_tensors(network, optimiser), temporary / "optimiser.safetensors")
-    save_file(_rollout_tensors(state.waiting), temporary / "rollouts.safetensors")
+    files = {
+        "model": {name: p.detach().contiguous() for name, p in network.named_parameters()},
+        "optimiser": _optimiser_tensors(network, optimiser),
+        "rollouts": _rollout_tensors(state.waiting),
+    }
     content = {
         "update": state.update,
+        "attempt": attempt.number,
         "beta_scale": state.beta_scale,
-        "rollouts": [{"update": r.update, "version": r.version, "prompts": r.prompts} for r in state.waiting],
-        "sha256": {file.name: _sha256(file) for file in sorted(temporary.glob("*.safetensors"))},
+        "rollouts": [_described(rollout) for rollout in state.waiting],
     }
-    (temporary / "state.json").write_text(json.dumps(content, indent=1) + "\n")
-    for file in temporary.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-    target = folder / f"update-{state.update:06d}"
+    folder = attempt.folder.checkpoints
+    _write(attempt, folder / f"update-{state.update:06d}", files, content)
+    kept = _complete(folder)[-KEPT:]
+    for old in set(_complete(folder)) - set(kept):
+        shutil.rmtree(old)
+    oldest = _content(kept[0])
+    held = max([oldest.get("update", 0), *(rollout["update"] for rollout in oldest.get("rollouts", []))])
+    for path in folder.glob("rollout-*"):
+        if _number(path) <= held:
+            shutil.rmtree(path)
+
+
+def save_rollout(attempt: Attempt, rollout: Rollout) -> None:
+    """Write checkpoints/rollout-NNNNNN, so that a resumed run need not sample it again."""
+    target = attempt.folder.checkpoints / f"rollout-{rollout.update:06d}"
+    _write(attempt, target, {"rollouts": _rollout_tensors([rollout])}, {"rollouts": [_described(rollout)]})
+
+
+def load_rollouts(folder: RunFolder, device: Any) -> dict[int, Rollout]:
+    """The sound rollouts that are kept beside the checkpoints, by update."""
+    found: dict[int, Rollout] = {}
+    for path in sorted(folder.checkpoints.glob("rollout-*")):
+        if not _broken(path):
+            tensors = load_file(path / "rollouts.safetensors", device=str(device))
+            (rollout,) = _rollouts(_content(path)["rollouts"], tensors)
+            found[rollout.update] = rollout
+    return found
+
+
+def load_checkpoint(attempt: Attempt, network: Any, optimiser: torch.optim.Optimizer) -> State:
+    """Restore the newest sound checkpoint in place; the state of a run that has not begun if there is none.
+
+    What an earlier process wrote after its run had been taken over goes, and where this attempt begins is noted.
+    """
+    checkpoint = newest_sound(attempt.folder, before=attempt.number)
+    state = State(0, 1.0, [])
+    if checkpoint is not None:
+        content = _content(checkpoint)
+        waiting = []
+        load_weights(checkpoint, network)
+        if "optimiser.safetensors" in content["sha256"]:  # not after the last update
+            _restore_optimiser(network, optimiser, load_file(checkpoint / "optimiser.safetensors"))
+            rollouts = load_file(checkpoint / "rollouts.safetensors", device=str(network.device))
+            waiting = _rollouts(content["rollouts"], rollouts)
+        state = State(content["update"], content["beta_scale"], waiting)
+    attempt.note(resumed_from=state.update)
+    for path in attempt.folder.checkpoints.glob("*"):
+        later = path.name.startswith("update-") and _number(path) > state.update
+        if later or path.name.startswith("."):
+            shutil.rmtree(path, ignore_errors=True)
+    return state
+
+
+def newest_sound(folder: RunFolder, before: int | None = None) -> Path | None:
+    """The newest checkpoint whose files are what was written; a broken one is passed over with a warning.
+
+    One that a process wrote after a later attempt (before number `before`) had begun from an earlier update does not
+    count: the record goes on from where that attempt began.
+    """
+    for checkpoint in reversed(_complete(folder.checkpoints)):
+        broken, content = _broken(checkpoint), _content(checkpoint)
+        if broken:
+            print(
+                f"warning: checkpoint {checkpoint.name} is damaged ({', '.join(broken)}): trying the one before",
+                file=sys.stderr,
+                flush=True,
+            )
+        elif folder.stands(content["attempt"], content["update"], before):
+            return checkpoint
+    return None
+
+
+def keep_weights_only(attempt: Attempt) -> None:
+    """After the last update: its checkpoint without the optimiser and the rollouts, and none before it."""
+    attempt.check()
+    *earlier, last = _complete(attempt.folder.checkpoints)
+    content = _content(last)
+    weights = {"model.safetensors": content["sha256"]["model.safetensors"]}
+    write_json(last / "state.json", {**content, "rollouts": [], "sha256": weights})
+    for path in (*earlier, *attempt.folder.checkpoints.glob("rollout-*")):
+        shutil.rmtree(path)
+    for name in content["sha256"].keys() - weights:
+        (last / name).unlink()
+
+
+def save_milestone(attempt: Attempt, update: int, network: Any, tokenizer: Any) -> None:
+    """Write models/update-NNNNNN: weights and tokenizer in the Hugging Face format. It stays."""
+    attempt.check()
+    models = attempt.folder.path / "models"
+    models.mkdir(exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=models, prefix=".writing."))
+    network.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    _replace(temporary, models / f"update-{update:06d}")
+
+
+def _write(attempt: Attempt, target: Path, files: Mapping[str, dict[str, Tensor]], content: dict[str, Any]) -> None:
+    """Write a folder of tensor files and their digests under a temporary name, to the disk, and rename it."""
+    attempt.check()
+    target.parent.mkdir(exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".writing."))
+    for name, tensors in files.items():
+        save_file(tensors, temporary / f"{name}.safetensors")
+    digests = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+    write_json(temporary / "state.json", {**content, "sha256": digests})
+    attempt.check()  # writing may have taken long
+    _replace(temporary, target)
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    """Rename a folder to its name once everything in it has reached the disk."""
+    os.chmod(temporary, 0o755)
+    for path in (*temporary.iterdir(), temporary):
+        _flush(path)
     shutil.rmtree(target, ignore_errors=True)
     os.rename(temporary, target)
-    for old in _complete(folder)[:-KEPT]:
-        shutil.rmtree(old)
-    for leftover in folder.glob(".writing.*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    _flush(target.parent)
 
 
-def load_checkpoint(folder: Path, network: Any, optimiser: torch.optim.Optimizer, warn: Warn) -> State:
-    """Restore the newest sound checkpoint in place; the state of a run that has not begun if there is none."""
-    checkpoint = newest_sound(folder, warn)
-    if checkpoint is None:
-        return State(0, 1.0, [])
-    load_weights(checkpoint, network)
-    _restore_optimiser(network, optimiser, load_file(checkpoint / "optimiser.safetensors"))
-    rollouts = load_file(checkpoint / "rollouts.safetensors", device=str(network.device))
-    content = _content(checkpoint)
-    return State(content["update"], content["beta_scale"], _rollouts(content["rollouts"], rollouts))
-
-
-def newest_sound(folder: Path, warn: Warn) -> Path | None:
-    """The newest checkpoint whose files are what was written; a broken one is passed over with a warning."""
-    for checkpoint in reversed(_complete(folder)):
-        digests = _content(checkpoint).get("sha256", {"state.json": "unreadable"})
-        broken = [name for name, digest in digests.items() if not _is_sound(checkpoint / name, digest)]
-        if not broken:
-            return checkpoint
-        warn(f"checkpoint {checkpoint.name} is damaged ({', '.join(broken)}): trying the one before")
-    return None
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load_weights(checkpoint: Path, network: Any) -> None:
@@ -98,9 +190,19 @@ def _complete(folder: Path) -> list[Path]:
 def _content(checkpoint: Path) -> dict[str, Any]:
     """Content of `state.json`, empty if it is damaged."""
     try:
-        return json.loads((checkpoint / "state.json").read_text())
+        return read_json(checkpoint / "state.json") or {}
     except ValueError:
         return {}
+
+
+def _broken(folder: Path) -> list[str]:
+    """Names of the files that are not what was written."""
+    digests = _content(folder).get("sha256", {"state.json": "unreadable"})
+    return [name for name, digest in digests.items() if not _is_sound(folder / name, digest)]
+
+
+def _number(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
 
 
 def _sha256(file: Path) -> str:
@@ -141,6 +243,10 @@ def _rollout_tensors(rollouts: list[Rollout]) -> dict[str, Tensor]:
         tensors[f"{i}/truncated"] = generation.truncated.contiguous()
         tensors[f"{i}/rewards"] = rollout.rewards.contiguous()
     return tensors
+
+
+def _described(rollout: Rollout) -> dict[str, Any]:
+    return {"update": rollout.update, "version": rollout.version, "prompts": rollout.prompts}
 
 
 def _rollouts(described: list[dict[str, Any]], tensors: dict[str, Tensor]) -> list[Rollout]:

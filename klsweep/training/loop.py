@@ -2,26 +2,27 @@
 
 import copy
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from klsweep.config.build import RunSpec
 from klsweep.config.identity import base_eval_id
-from klsweep.model.policy import load_policy, score
+from klsweep.model.policy import load_base, score
 from klsweep.objective.objective import build_objective
-from klsweep.record import RunFolder, append_rows, read_rows, shared_artifact, truncate_rows
+from klsweep.record.claims import shared_artifact
+from klsweep.record.files import append_rows, read_rows
+from klsweep.record.folder import Attempt
 from klsweep.rollout.buffer import RolloutQueue
 from klsweep.rollout.engine import Rollout
 from klsweep.rollout.random import Stream, prompt_order, uniforms
 from klsweep.tracking import Tracker
+from klsweep.training import checkpoint
 from klsweep.training import metrics as measure
-from klsweep.training.checkpoint import State, load_checkpoint, save_checkpoint
 from klsweep.training.evaluate import ItemRow, evaluate, summary
 from klsweep.training.step import Learner
 
@@ -29,7 +30,7 @@ from klsweep.training.step import Learner
 class Outcome(NamedTuple):
     """How training ended; `cause` says why it diverged."""
 
-    state: Literal["done", "diverged", "preempted"]
+    state: str  # done, diverged, or what should_stop said
     cause: str | None = None
 
 
@@ -38,27 +39,29 @@ Progress = Callable[[int, measure.Metrics], None]
 
 def train(
     spec: RunSpec,
-    folder: RunFolder,
+    attempt: Attempt,
     artifacts: Path,
     tracker: Tracker,
-    should_stop: Callable[[], bool],
+    should_stop: Callable[[], str | None],
     on_update: Progress,
 ) -> Outcome:
-    """Train one run, or go on with it from its last checkpoint. The record in `folder` is the only result.
+    """Train one run, or go on with it from its last checkpoint. The record in its folder is the only result.
 
-    `artifacts` holds what runs share (the base's evaluation). `should_stop` is asked between updates; `on_update` is
-    told each update's metrics.
+    `artifacts` holds what runs share (the base's evaluation). `should_stop` is asked between updates, and why;
+    `on_update` is told each update's metrics. Raises Lost as soon as the run has become another process's.
     """
     settings, algorithm, seed = spec.train, spec.algorithm, spec.root.seed
     temperature, max_length = spec.rollout.temperature, spec.task.max_response_tokens
+    folder = attempt.folder
     objective = build_objective(*spec.objective_parts)
-    network, tokenizer = load_policy(spec.model)
-    reference = copy.deepcopy(network).requires_grad_(False)  # before any checkpoint: always the base
+    reference, tokenizer = load_base(spec.model)
+    network = copy.deepcopy(reference).requires_grad_(True)  # before any checkpoint: the reference is always the base
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    state = load_checkpoint(folder.checkpoints, network, optimiser, _warn)
+    state = checkpoint.load_checkpoint(attempt, network, optimiser)
     done, beta_scale = state.update, state.beta_scale
     queue = RolloutQueue(spec.sampling.lag, settings.updates, state.waiting)
     sampler = spec.rollout.bind(network, tokenizer)
+    sampled = {} if sampler.repeats_itself else checkpoint.load_rollouts(folder, network.device)
     learner = Learner(
         network=network,
         reference=reference,
@@ -72,10 +75,12 @@ def train(
     )
     items = spec.task.train_items()
     folder.evaluations.mkdir(exist_ok=True)
-    for log in (folder.metrics, folder.timing, *folder.evaluations.glob("*.jsonl")):
-        truncate_rows(log, done or -1)
+    suites = {suite: folder.evaluations / f"{suite}.jsonl" for suite in spec.eval.suites}
+    attempt.begin_logs([folder.metrics, folder.timing, *suites.values()], done or -1)
 
     def sample(index: int) -> Rollout:
+        if index in sampled:
+            return sampled[index]
         prompts = prompt_order(seed, index, settings.prompts_per_update, len(items))
         draws = uniforms(seed, Stream.ROLLOUT, index, range(len(prompts)), algorithm.group_size, max_length)
         texts = [items[p].prompt for p in prompts]
@@ -83,7 +88,10 @@ def train(
         responses = tokenizer.batch_decode(generation.tokens.response_ids, skip_special_tokens=True)
         asked = [items[p] for p in prompts for _ in range(algorithm.group_size)]
         rewards = [spec.reward(spec.task, item, text) for item, text in zip(asked, responses, strict=True)]
-        return Rollout(index, done, prompts, generation, torch.tensor(rewards, device=network.device))
+        rollout = Rollout(index, done, prompts, generation, torch.tensor(rewards, device=network.device))
+        if not sampler.repeats_itself:
+            checkpoint.save_rollout(attempt, rollout)
+        return rollout
 
     def run_evaluation() -> dict[str, list[ItemRow]]:
         return evaluate(
@@ -95,27 +103,26 @@ def train(
 
     def record_evaluation(update: int, rows: dict[str, list[ItemRow]]) -> measure.Metrics:
         for suite, suite_rows in rows.items():
-            append_rows(folder.evaluations / f"{suite}.jsonl", [{"update": update, **row} for row in suite_rows])
+            attempt.append(suites[suite], [{"update": update, **row} for row in suite_rows])
         return summary(rows, spec.eval.pass_at)
 
     def record_update(update: int, row: measure.Metrics) -> None:
-        append_rows(folder.metrics, [{"update": update, **row}])
+        attempt.append(folder.metrics, [{"update": update, **row}])
         tracker.log(update, row)
-        folder.beat()
         on_update(update, row)
 
     def save() -> None:
-        state = State(done, beta_scale, list(queue.waiting))
-        save_checkpoint(folder.checkpoints, state, network, optimiser)
+        state = checkpoint.State(done, beta_scale, list(queue.waiting))
+        checkpoint.save_checkpoint(attempt, state, network, optimiser)
 
     if done == 0:
         rows = _base_evaluation(spec, artifacts, run_evaluation)
         record_update(0, record_evaluation(0, rows))
     saved_at = time.monotonic()
     while done < settings.updates:
-        if should_stop():
+        if reason := should_stop():
             save()
-            return Outcome("preempted")
+            return Outcome(reason)
         update, clock = done + 1, Clock()
         betas = objective.kl.betas(update, settings.updates, beta_scale)
         for group in optimiser.param_groups:
@@ -159,9 +166,12 @@ def train(
             with clock.phase("checkpoint"):
                 save()
             saved_at = time.monotonic()
-        append_rows(folder.timing, [{"update": update, **clock.row(int(tokens.mask.sum().item()))}])
+        if update in spec.checkpoint.keep_at:
+            checkpoint.save_milestone(attempt, update, network, tokenizer)
+        attempt.append(folder.timing, [{"update": update, **clock.row(int(tokens.mask.sum().item()))}])
         if cause is not None:
             return Outcome("diverged", f"update {update}: {cause}")
+    checkpoint.keep_weights_only(attempt)
     return Outcome("done")
 
 
@@ -200,7 +210,3 @@ def _base_evaluation(
 
     folder = shared_artifact(artifacts / base_eval_id(spec), build)
     return {suite: list(read_rows(folder / f"{suite}.jsonl")) for suite in spec.eval.suites}
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -36,6 +36,13 @@ class Train:
 
 
 @component
+class Checkpoint:
+    """What is kept besides the last checkpoints: `keep_at` lists updates whose weights stay in HF format."""
+
+    keep_at: list[PositiveInt]
+
+
+@component
 class Eval:
     """Evaluation: suites by name, sampled and greedy. `every` 0 evaluates before and after training only."""
 

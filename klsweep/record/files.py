@@ -1,0 +1,145 @@
+"""Plain files: whole ones replaced atomically, logs appended a line at a time, a torn last line skipped by readers."""
+
+import errno
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file atomically."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file atomically: readers see the old content or the new one."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "w") as stream:
+            stream.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file, None if there is none."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def create_json(path: Path, content: Any) -> bool:
+    """Create a JSON file, whole at once; False if it exists already: of two who try, one succeeds."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.") as stream:
+        stream.write(json.dumps(content, indent=1) + "\n")
+        stream.flush()
+        os.chmod(stream.name, 0o644)
+        try:
+            os.link(stream.name, path)
+        except FileExistsError:
+            return False
+    return True
+
+
+def create_folder(folder: Path, name: str, content: Any) -> bool:
+    """Create `folder` with one JSON file in it, at once; False if it exists: of two who try, one succeeds.
+
+    A folder cannot be renamed onto one that is not empty, so the rename is both the test and the creation.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        os.chmod(temporary, 0o755)
+        write_json(temporary / name, content)
+        os.rename(temporary, folder)
+    except OSError as error:
+        shutil.rmtree(temporary)
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows in one write. Numbers that are not finite are written as null: JSON has no other way."""
+    append_text(path, rows_text(rows))
+
+
+def rows_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as JSON lines."""
+    return "".join(json.dumps({k: _finite(v) for k, v in row.items()}) + "\n" for row in rows)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append in one system call, which the kernel does not interleave with others' on a local disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        append_to(descriptor, text)
+    finally:
+        os.close(descriptor)
+
+
+def append_to(descriptor: int, text: str) -> None:
+    """Append to an open file. OSError if not everything could be written (a full disk leaves a torn last line)."""
+    data = text.encode()
+    if os.write(descriptor, data) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Rows of a JSON-lines file; a missing file has none, a torn last line is skipped.
+
+    ValueError for a broken line that is not the last: that is damage, not an interrupted write.
+    """
+    try:
+        lines = path.read_text().split("\n")
+    except FileNotFoundError:
+        return
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                return
+            raise ValueError(f"{path}, line {number} is not JSON: {line[:60]!r}") from error
+
+
+def last_row(path: Path) -> Row | None:
+    """The last whole row, without reading the rows before it; None if there is none."""
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            for length in (4096, 65536, size):
+                stream.seek(max(0, size - length))
+                lines = stream.read().split(b"\n")
+                whole = [line for line in lines[(0 if length >= size else 1) : -1] if line]
+                if whole:
+                    return json.loads(whole[-1])
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def truncate_rows(path: Path, after_update: int) -> None:
+    """Drop rows of later updates than `after_update`, and a torn last line: a resumed run writes them again.
+
+    The file is a new one in any case: whoever still has the old one open writes into nowhere.
+    """
+    write_text(path, rows_text(row for row in read_rows(path) if row["update"] <= after_update))

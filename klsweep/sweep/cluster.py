@@ -1,0 +1,176 @@
+"""What SLURM says: its limits, the jobs in its queue, how a job ended. No accounting is needed, and no torch."""
+
+import getpass
+import re
+import shutil
+import subprocess
+from collections.abc import Collection
+from dataclasses import dataclass
+
+ANSWER_SECONDS = 60
+# How a job that is over ended, in our words: (state of a run it was working on, cause).
+ENDINGS = {
+    "CANCELLED": ("preempted", "SLURM ended the job as CANCELLED (scancel)"),
+    "PREEMPTED": ("preempted", "SLURM preempted the job"),
+    "TIMEOUT": ("timeout", "the time limit came before the next checkpoint"),
+    "DEADLINE": ("timeout", "the job's deadline came before the next checkpoint"),
+    "OUT_OF_MEMORY": ("failed", "vanished: out of memory (SLURM's OUT_OF_MEMORY)"),
+    "NODE_FAIL": ("failed", "vanished: the node failed"),
+    "BOOT_FAIL": ("failed", "vanished: the node failed to boot"),
+}
+
+
+class NoAnswer(Exception):
+    """SLURM is not there or does not answer: nothing can be concluded from its silence."""
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job, or task of a job array, that SLURM still has in its queue."""
+
+    state: str
+    restart: int
+    reason: str
+    node: str
+    comment: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the cluster allows: tasks of one array, and jobs (array tasks) that can be submitted now; None: unknown."""
+
+    array_size: int
+    submittable: int | None
+
+
+def queue(ids: Collection[str] | None = None) -> dict[str, QueuedJob]:
+    """The jobs of these arrays that are in the queue, by `job` or `array_task`; our own ones if no ids are given."""
+    wanted = ["--me"] if ids is None else ["--jobs", ",".join(sorted({i.split("_")[0] for i in ids}))]
+    if ids is not None and not ids:
+        return {}
+    fields = "JobArrayID:48,State:24,RestartCnt:12,Reason:64,NodeList:96,Comment:200"
+    done = _ask("squeue", "--noheader", "--array", "--states=all", *wanted, "--Format", fields)
+    if done.returncode:
+        if "Invalid job id" in done.stderr:
+            return {}
+        raise NoAnswer(f"squeue: {_complaint(done)}")
+    widths = [int(field.partition(":")[2]) for field in fields.split(",")]
+    jobs = {}
+    for line in done.stdout.splitlines():
+        cells, at = [], 0
+        for width in widths:
+            cells.append(line[at : at + width].strip())
+            at += width
+        name, state, restart, reason, node, comment = cells
+        if state not in OVER:
+            jobs[name] = QueuedJob(state, int(restart or 0), reason, node, comment)
+    return jobs
+
+
+OVER = {*ENDINGS, "COMPLETED", "FAILED", "REVOKED", "LAUNCH_FAILED"}
+
+
+def endings(jobs: Collection[str]) -> dict[str, tuple[str, str]]:
+    """How jobs that have left the queue ended: (state, cause) of a run they were working on.
+
+    Asks `scontrol`, which remembers jobs for some minutes, then `sacct`, which may not exist.
+    """
+    if not jobs:
+        return {}
+    known = _remembered()
+    known |= _accounted([job for job in jobs if job not in known])
+    found = {}
+    for job in jobs:
+        state, code = known.get(job) or known.get(job.split("_")[0]) or ("", "")
+        if state in ENDINGS:
+            found[job] = ENDINGS[state]
+        elif state == "COMPLETED":
+            found[job] = "failed", f"vanished: job {job} completed without a word from the run"
+        elif state:
+            found[job] = "failed", f"vanished: the job ended as {state} with exit code {code}"
+        else:
+            found[job] = "failed", f"vanished: SLURM no longer knows job {job}"
+    return found
+
+
+def _remembered() -> dict[str, tuple[str, str]]:
+    """State and exit code of every job that the controller still remembers; a task cancelled in the queue under its
+    array's number."""
+    done = _ask("scontrol", "--oneliner", "show", "job")
+    jobs = {}
+    for line in done.stdout.splitlines():
+        values = dict(re.findall(r"(\w+)=(\S*)", line))
+        task = values.get("ArrayTaskId", "")
+        job = f"{values['ArrayJobId']}_{task}" if task.isdigit() and int(task) < 2**31 else values["JobId"]
+        jobs[job] = values["JobState"], values.get("ExitCode", "?")
+    return jobs
+
+
+def _accounted(jobs: Collection[str]) -> dict[str, tuple[str, str]]:
+    """The same from accounting, where there is one that answers."""
+    if not jobs or shutil.which("sacct") is None:
+        return {}
+    form = ("--allocations", "--noheader", "--parsable2", "--format", "JobID,State,ExitCode")
+    done = _ask("sacct", "--jobs", ",".join(jobs), *form)
+    rows = [line.split("|") for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    return {job: (state.split()[0], code) for job, state, code in rows if state}
+
+
+def requeue(job: str) -> None:
+    """Put a running job, or this task of its array alone, back into the queue. NoAnswer if that fails."""
+    done = _ask("scontrol", "requeue", job)
+    if done.returncode:
+        raise NoAnswer(f"scontrol requeue {job}: {_complaint(done)}")
+
+
+def warn(job: str) -> None:
+    """Send a job the signal that comes before its time limit."""
+    _ask("scancel", "--signal=USR2", job)
+
+
+def release(job: str) -> None:
+    """Lift the hold of two minutes that a requeued job begins with."""
+    _ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def cancel(jobs: Collection[str]) -> None:
+    """End jobs, or remove them from the queue. NoAnswer if that fails for one that is still there."""
+    done = _ask("scancel", *sorted(jobs)) if jobs else None
+    if done and done.returncode and "already completing or completed" not in done.stderr.lower():
+        raise NoAnswer(f"scancel: {_complaint(done)}")
+
+
+def limits() -> Limits:
+    """The cluster's limits for us, now. NoAnswer without SLURM."""
+    done = _ask("scontrol", "show", "config")
+    if done.returncode:
+        raise NoAnswer(f"scontrol: {_complaint(done)}")
+    values = dict(re.findall(r"^(\w+)\s*=\s*(\S+)", done.stdout, re.MULTILINE))
+    room = [int(values["MaxJobCount"]) - 1] if "MaxJobCount" in values else []
+    room += _association_limits()
+    mine = len(queue()) if room else 0
+    return Limits(int(values.get("MaxArraySize", 1001)), max(0, min(room) - mine) if room else None)
+
+
+def _association_limits() -> list[int]:
+    """MaxSubmit of our associations where accounting keeps one (the smallest, whatever the partition)."""
+    if shutil.which("sacctmgr") is None:
+        return []
+    user = getpass.getuser()
+    done = _ask("sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={user}", "format=MaxSubmit")
+    return [int(word) for word in done.stdout.split() if word.isdigit()] if done.returncode == 0 else []
+
+
+def _ask(*command: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS)
+    except FileNotFoundError as error:
+        raise NoAnswer(f"{command[0]} not found: no SLURM on this machine (SLURM_CONF, PATH)") from error
+    except subprocess.TimeoutExpired as error:
+        raise NoAnswer(f"{command[0]} did not answer in {ANSWER_SECONDS} s") from error
+
+
+def _complaint(done: subprocess.CompletedProcess[str]) -> str:
+    """The last line of what a program complained of, which says what it came to."""
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"exit code {done.returncode}"

@@ -1,0 +1,106 @@
+"""What a plan will cost: time per run from what has been measured, hours by axis value, disk. No torch."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from klsweep.record.files import Row, read_json, read_rows
+from klsweep.record.folder import SweepFolder
+
+ALIKE = ("model", "task", "algorithm")  # runs with these in common are expected to take as long per update
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Seconds that a run takes: expected, and the range of what was measured; `source` says from what."""
+
+    expected: float
+    low: float
+    high: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds per update of one measured run, and the bytes of its folder."""
+
+    axes: dict[str, Any]
+    per_update: float
+    bytes: int
+
+
+def measured(sweep: SweepFolder, finished: Iterable[Row]) -> list[Measured]:
+    """What this sweep's finished runs took, all attempts included."""
+    found = []
+    for row in finished:
+        folder = sweep.run(row["run_id"])
+        times = [timing["seconds/total"] for timing in read_rows(folder.timing)]
+        if times:
+            found.append(Measured(row["axes"], sum(times) / len(times), _size(folder.path)))
+    return found
+
+
+def calibration(sweep: SweepFolder) -> list[Measured]:
+    """What `klsweep plan --calibrate` measured."""
+    return [Measured(**row) for row in read_json(sweep.path / "calibration.json") or []]
+
+
+def seconds_of(row: Row, siblings: Sequence[Measured], calibrated: Sequence[Measured]) -> Seconds | None:
+    """The time a planned run will take, from finished runs like it, else from a calibration, else from any."""
+    for runs, source in ((siblings, "finished runs of this sweep"), (calibrated, "calibration")):
+        alike = [run.per_update for run in runs if all(run.axes.get(a) == row["axes"].get(a) for a in ALIKE)]
+        rates = alike or [run.per_update for run in runs]
+        if rates:
+            like = "" if alike else " with another model, task or algorithm"
+            median, low, high = (row["updates"] * rate for rate in (statistics.median(rates), min(rates), max(rates)))
+            return Seconds(median, low, high, f"{len(rates)} {source}{like}")
+    return None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Hours of jobs (times GPUs, if any are asked for) with their range, by axis value and in total; bytes of disk."""
+
+    hours: float
+    low: float
+    high: float
+    unit: str
+    source: str
+    by_axis: dict[str, dict[str, float]]
+    disk: int
+    longest_run: float  # seconds
+    slowest_update: float  # seconds
+
+
+def estimate(
+    rows: Sequence[Row], gpus: int, share: int, siblings: Sequence[Measured], calibrated: Sequence[Measured]
+) -> Cost | None:
+    """Cost of running `rows` with `gpus` per job of `share` runs at a time; None if nothing has been measured."""
+    times = [seconds_of(row, siblings, calibrated) for row in rows]
+    known = [(row, time) for row, time in zip(rows, times, strict=True) if time is not None]
+    if not known:
+        return None
+    factor = max(gpus, 1) / share / 3600
+    by_axis: dict[str, dict[str, float]] = {}
+    for row, time in known:
+        for axis, value in row["axes"].items():
+            values = by_axis.setdefault(axis, {})
+            values[str(value)] = values.get(str(value), 0.0) + time.expected * factor
+    sizes = [run.bytes for run in (*siblings, *calibrated)]
+    return Cost(
+        hours=sum(time.expected for _, time in known) * factor,
+        low=sum(time.low for _, time in known) * factor,
+        high=sum(time.high for _, time in known) * factor,
+        unit="GPU-hours" if gpus else "job-hours",
+        source=known[0][1].source,
+        by_axis={axis: values for axis, values in by_axis.items() if len(values) > 1},
+        disk=int(statistics.median(sizes) * len(rows)),
+        longest_run=max(time.expected for _, time in known),
+        slowest_update=max(time.expected / row["updates"] for row, time in known),
+    )
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

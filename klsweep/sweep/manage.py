@@ -1,0 +1,159 @@
+"""What a user does to a sweep that exists: retry, cancel, run one again, read logs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from klsweep.cells import describe
+from klsweep.config.build import Builder, RunSpec
+from klsweep.config.compose import check_key, parse_overrides
+from klsweep.config.identity import is_scientific
+from klsweep.errors import BadInput
+from klsweep.record.files import Row
+from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
+from klsweep.sweep import cluster
+from klsweep.sweep.launch_local import Local
+from klsweep.sweep.launch_slurm import Submission, log_file, submitted
+from klsweep.sweep.plan import write_config
+from klsweep.sweep.run import launchers_of, run_here, submit_runs
+from klsweep.sweep.status import Observed, observe
+
+RETRIED = ("failed", "timeout", "preempted")
+
+
+class _Prepared(NamedTuple):
+    row: Row
+    config: dict[str, Any]
+    spec: RunSpec
+
+
+def retry(sweep: SweepFolder, only: str | None, overrides: Sequence[str]) -> int | Submission | None:
+    """Launch again what did not end well and nothing works on any more; None if there is nothing.
+
+    `only` is a state, or a part of the cause (case does not matter); cancelled runs come back if it says so. Overrides
+    may change operational fields alone: a run with other science is another run.
+    """
+    rows = {row["run_id"]: row for row in sweep.plan()}
+    observed, trouble = observe(sweep, rows)
+    if trouble is not None:
+        raise BadInput(f"SLURM does not answer, so what is queued already is unknown ({trouble})")
+    chosen = [run_id for run_id, seen in observed.items() if _is_meant(seen, only)]
+    prepared = {run_id: _prepare(sweep.run(run_id), rows[run_id], overrides) for run_id in chosen}
+    if not prepared:
+        return None
+    launchers = launchers_of({run_id: run.spec for run_id, run in prepared.items()})
+
+    def write() -> None:
+        for run_id, run in prepared.items():
+            write_config(sweep.run(run_id), run.config)
+
+    if isinstance(launchers, dict):
+        plugins = next(iter(prepared.values())).spec.root.plugins
+        return submit_runs(sweep, launchers, plugins, write)
+    write()
+    for run_id in prepared:
+        sweep.run(run_id).bring_back()
+    return run_here(sweep, [run.row for run in prepared.values()], launchers, describe(list(rows.values())))
+
+
+def _is_meant(seen: Observed, only: str | None) -> bool:
+    state, cause = seen.status["state"], seen.status.get("cause") or ""
+    if seen.is_active or state in FINISHED:
+        return False
+    if only is None:
+        return state in RETRIED
+    return only.lower() == state or only.lower() in cause.lower()
+
+
+def _prepare(folder: RunFolder, row: Row, overrides: Sequence[str]) -> _Prepared:
+    """The run's configuration with operational overrides. BadInput for others, and for a run without one."""
+    if not folder.config.exists():
+        raise BadInput(f"{folder.path}: no config.yaml in it (`klsweep sweep` writes it)")
+    config = yaml.load(folder.config.read_text(), Loader=yaml.CSafeLoader)
+    for override in parse_overrides(overrides):
+        key = override.key_or_group
+        if "." not in key or override.is_sweep_override():
+            raise BadInput(f"{override.input_line}: give one value to a dotted key, e.g. launcher.time=8:00:00")
+        check_key(config, key)
+        if is_scientific(key):
+            raise BadInput(f"{key} is a scientific field: a run with another value is another run (klsweep sweep)")
+        node = config
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node[parent]
+        node[last] = override.value()
+    return _Prepared(row, config, Builder().run_spec(config))
+
+
+def cancel(sweep: SweepFolder, run_ids: Sequence[str]) -> list[str]:
+    """Mark unfinished runs as cancelled, all if none are named, then end the jobs that have nothing else to do.
+
+    The mark comes first, so no job that starts in between begins one. Returns the runs marked.
+    """
+    rows = [row["run_id"] for row in sweep.plan()]
+    if unknown := sorted(set(run_ids) - set(rows)):
+        raise BadInput(f"{unknown[0]}: no run of {sweep.path} has this id (klsweep status {sweep.path})")
+    states = {run_id: sweep.run(run_id).status()["state"] for run_id in run_ids or rows}
+    marked = [run_id for run_id, state in states.items() if state not in (*FINISHED, "cancelled")]
+    for run_id in marked:
+        sweep.run(run_id).cancel()
+    observed, trouble = observe(sweep, rows)
+    if trouble is not None:
+        raise BadInput(f"the runs are marked and will not begin, but their jobs could not be ended ({trouble})")
+    needed = {s.job for r, s in observed.items() if s.status["state"] not in FINISHED and not _is_cancelled(sweep, r)}
+    idle = {seen.job for seen in observed.values() if seen.queue is not None} - needed
+    try:
+        cluster.cancel([job for job in idle if job is not None])
+    except cluster.NoAnswer as error:
+        raise BadInput(f"the runs are marked and will not begin, but their jobs could not be ended: {error}") from error
+    for run_id in marked:
+        folder = sweep.run(run_id)
+        folder.write_status(folder.status())
+    return marked
+
+
+def _is_cancelled(sweep: SweepFolder, run_id: str) -> bool:
+    return sweep.run(run_id).cancellation.exists()
+
+
+def run_again(folder: RunFolder, into: Path | None) -> tuple[RunFolder, int]:
+    """Carry out one run here, from its folder, or its configuration anew in another sweep folder; failures (0 or 1)."""
+    plan = {row["run_id"]: row for row in folder.sweep.plan()}
+    if folder.run_id not in plan:
+        raise BadInput(f"{folder.path}: no run folder of a sweep (one is <sweep>/runs/<run id>)")
+    prepared = _prepare(folder, plan[folder.run_id], [])
+    sweep = folder.sweep
+    if into is not None:
+        sweep = SweepFolder(into)
+        sweep.extend_plan([prepared.row])
+        write_config(sweep.run(folder.run_id), prepared.config)
+    target = sweep.run(folder.run_id)
+    observed, trouble = observe(sweep, [target.run_id])
+    if trouble is not None or observed[target.run_id].is_active:
+        raise BadInput(f"{target.path}: {trouble or 'in work, or in the queue'} (klsweep status {sweep.path})")
+    if observed[target.run_id].status["state"] in FINISHED:
+        return target, 0
+    target.bring_back()
+    launcher = prepared.spec.launcher
+    here = launcher if isinstance(launcher, Local) else Local(parallel=1, threads=launcher.threads)
+    return target, run_here(sweep, [prepared.row], here, describe([prepared.row]))
+
+
+def logs(folder: RunFolder, attempt: int | None) -> str:
+    """How an attempt (the latest) ended, what it wrote to stdout and stderr, and what its job wrote besides."""
+    number = attempt or folder.attempts.latest()
+    if attempt is not None and not folder.attempt(attempt).exists():
+        raise BadInput(f"--attempt={attempt}: {folder.path} has {folder.attempts.latest()} attempts")
+    claim, end = folder.attempts.claim(number), folder.attempts.end_of(number) or {}
+    where = claim.get("owner", {}).get("host")
+    job = claim["job"]["id"] if claim.get("job") else submitted(folder.sweep).get(folder.run_id)
+    files = [folder.attempt(number) / name for name in ("stdout", "stderr")] if number else []
+    files += [log_file(folder.sweep, job, stream) for stream in ("out", "err")] if job else []
+    head = f"attempt {number} on {where}" if number else "no attempt yet"
+    parts = [f"{folder.path}: {head}, job {job}: {end.get('state', 'not ended')}: {end.get('cause') or ''}\n"]
+    for file in files:
+        if file is not None and file.exists() and (text := file.read_text(errors="replace")):
+            parts.append(f"--- {file}\n{text}")
+    return "\n".join(parts)

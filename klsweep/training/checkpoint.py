@@ -6,6 +6,7 @@ follows from it: a resumed run drops the rows of later updates.
 """
 
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -126,7 +127,7 @@ def keep_weights_only(attempt: Attempt) -> None:
     *earlier, last = _complete(attempt.folder.checkpoints)
     content = _content(last)
     weights = {"model.safetensors": content["sha256"]["model.safetensors"]}
-    write_json(last / "state.json", {**content, "rollouts": [], "sha256": weights})
+    _write_state(last, {**content, "rollouts": [], "sha256": weights})
     for path in (*earlier, *attempt.folder.checkpoints.glob("rollout-*")):
         shutil.rmtree(path)
     for name in content["sha256"].keys() - weights:
@@ -152,7 +153,7 @@ def _write(attempt: Attempt, target: Path, files: Mapping[str, dict[str, Tensor]
     for name, tensors in files.items():
         save_file(tensors, temporary / f"{name}.safetensors")
     digests = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
-    write_json(temporary / "state.json", {**content, "sha256": digests})
+    _write_state(temporary, {**content, "sha256": digests})
     attempt.check()  # writing may have taken long
     _replace(temporary, target)
 
@@ -195,10 +196,21 @@ def _content(checkpoint: Path) -> dict[str, Any]:
         return {}
 
 
+def _write_state(folder: Path, content: dict[str, Any]) -> None:
+    write_json(folder / "state.json", {**content, "own_sha256": _digest(content)})
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps({k: v for k, v in content.items() if k != "own_sha256"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _broken(folder: Path) -> list[str]:
     """Names of the files that are not what was written."""
-    digests = _content(folder).get("sha256", {"state.json": "unreadable"})
-    return [name for name, digest in digests.items() if not _is_sound(folder / name, digest)]
+    content = _content(folder)
+    if content.get("own_sha256") != _digest(content):
+        return ["state.json"]
+    return [name for name, digest in content["sha256"].items() if not _is_sound(folder / name, digest)]
 
 
 def _number(path: Path) -> int:

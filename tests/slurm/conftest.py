@@ -1,0 +1,23 @@
+"""The cluster that the SLURM tests share. Without SLURM's programs they are skipped, or fail if it is required."""
+
+import os
+import shutil
+
+import pytest
+
+from tests.slurm.arena import Arena
+
+NEEDED = ("sbatch", "squeue", "scontrol", "slurmctld", "slurmd", "munged")
+
+
+@pytest.fixture(scope="session")
+def arena(tmp_path_factory):
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    if missing := [name for name in NEEDED if shutil.which(name, path=path) is None]:
+        reason = f"no SLURM here ({', '.join(missing)} not found: apt-get install slurm-wlm munge)"
+        if "slurm" in os.environ.get("KLSWEEP_REQUIRE", "").split(","):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    found = Arena(tmp_path_factory.mktemp("arena"))
+    yield found
+    found.close()

@@ -70,10 +70,12 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     train = composing("train", _sweep, "train one run (-m: a sweep)")
+    train.set_defaults(extend=True)
     train.add_argument("-m", "--multirun", action="store_true", help="sweep over values separated by commas")
     sweep = composing("sweep", _sweep, "run every cell of a grid, skipping what is finished, and compare")
     for sub in (train, sweep):
         sub.add_argument("--wait", action="store_true", help="launcher=slurm: follow the runs until they have ended")
+    sweep.add_argument("--extend", action="store_true", help="add to a folder that holds a sweep of other runs")
     plan = composing("plan", _plan, "show what a sweep would do, without doing it")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     plan.add_argument("--calibrate", action="store_true", help="train a few updates here, to estimate the cost")
@@ -184,6 +186,8 @@ def _sweep(options: argparse.Namespace) -> int:
         print_plan(plan, plan_cost(plan), with_cells=False)
     else:
         print_notes(plan)
+    if plan.conflict is not None and not options.extend:
+        raise BadInput(f"{plan.conflict}: give another sweep_dir, or --extend to put both into one table")
     return _end(plan.folder, run_plan(plan), [run.run_id for run in plan.runs], options.wait)
 
 

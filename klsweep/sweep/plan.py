@@ -47,7 +47,8 @@ class PlannedRun:
 class Plan:
     """What a command asks for. raw − excluded − collapsed = runs; to run are those not finished, active or cancelled.
 
-    `active` are running or in SLURM's queue; `trouble` says why SLURM could not be asked if it had to be.
+    `active` are running or in SLURM's queue; `trouble` says why SLURM could not be asked if it had to be,
+    `conflict` how the sweep that the folder holds differs, if it has no run in common with this one.
     """
 
     folder: SweepFolder
@@ -59,6 +60,7 @@ class Plan:
     finished: frozenset[str]
     active: frozenset[str]
     cancelled: frozenset[str]
+    conflict: str | None
     trouble: str | None
     notes: list[str]
 
@@ -117,6 +119,7 @@ def _plan(expansion: Expansion, overrides: list[str], single: bool) -> Plan:
         finished=_where(observed, lambda seen: seen.status["state"] in FINISHED),
         active=_where(observed, lambda seen: seen.is_active),
         cancelled=_where(observed, lambda seen: seen.status["state"] == "cancelled"),
+        conflict=None if single else _conflict(folder, [run.row for run in planned]),
         trouble=trouble,
         notes=[
             *_inert_notes(expansion, planned),
@@ -124,6 +127,26 @@ def _plan(expansion: Expansion, overrides: list[str], single: bool) -> Plan:
             *_evaluation_notes(planned, statuses),
         ],
     )
+
+
+def _conflict(folder: SweepFolder, rows: list[Row]) -> str | None:
+    """How a sweep differs from the one its folder holds, if they have no run in common."""
+    there = folder.plan()
+    if not there or {row["run_id"] for row in there} & {row["run_id"] for row in rows}:
+        return None
+
+    def values(planned: list[Row]) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for row in planned:
+            for key, value in {**row["axes"], "kl.coef": row["kl_coef"], **row["fields"], "seed": row["seed"]}.items():
+                found.setdefault(key, set()).add(str(value))
+        return found
+
+    old, new = values(there), values(rows)
+    apart = [key for key in new if key in old and not old[key] & new[key]]
+    parts = [f"{key} is {' '.join(sorted(old[key]))} there, {' '.join(sorted(new[key]))} here" for key in apart]
+    differ = "; ".join(parts[:4]) or "no run in common"
+    return f"sweep_dir={folder.path} holds another sweep of {len(there)} runs ({differ})"
 
 
 def _where(observed: dict[str, Observed], holds: Callable[[Observed], bool]) -> frozenset[str]:

@@ -87,6 +87,8 @@ def print_plan(plan: Plan, cost: Cost | None, with_cells: bool) -> None:
     for reason, count in Counter(e.reason for e in plan.excluded).items():
         out.print(f"  excluded {count}: {reason}")
     print_notes(plan)
+    if plan.conflict is not None:
+        out.print(f"  note: {plan.conflict}")
     for line in _cost_lines(plan, cost):
         out.print(f"  {line}")
     if with_cells:

@@ -53,12 +53,12 @@ def save_checkpoint(attempt: Attempt, state: State, network: Any, optimiser: tor
     _write(attempt, folder / f"update-{state.update:06d}", files, content)
     kept = _complete(folder)[-KEPT:]
     for old in set(_complete(folder)) - set(kept):
-        shutil.rmtree(old)
+        _remove(old)
     oldest = _content(kept[0])
     held = max([oldest.get("update", 0), *(rollout["update"] for rollout in oldest.get("rollouts", []))])
     for path in folder.glob("rollout-*"):
         if _number(path) <= held:
-            shutil.rmtree(path)
+            _remove(path)
 
 
 def save_rollout(attempt: Attempt, rollout: Rollout) -> None:
@@ -96,9 +96,10 @@ def load_checkpoint(attempt: Attempt, network: Any, optimiser: torch.optim.Optim
         state = State(content["update"], content["beta_scale"], waiting)
     attempt.note(resumed_from=state.update)
     for path in attempt.folder.checkpoints.glob("*"):
-        later = path.name.startswith("update-") and _number(path) > state.update
-        if later or path.name.startswith("."):
+        if path.name.startswith("."):  # being written or removed when a process was killed
             shutil.rmtree(path, ignore_errors=True)
+        elif path.name.startswith("update-") and _number(path) > state.update:
+            _remove(path)
     return state
 
 
@@ -129,9 +130,10 @@ def keep_weights_only(attempt: Attempt) -> None:
     weights = {"model.safetensors": content["sha256"]["model.safetensors"]}
     _write_state(last, {**content, "rollouts": [], "sha256": weights})
     for path in (*earlier, *attempt.folder.checkpoints.glob("rollout-*")):
-        shutil.rmtree(path)
-    for name in content["sha256"].keys() - weights:
-        (last / name).unlink()
+        _remove(path)
+    for path in last.glob("*.safetensors"):
+        if path.name not in weights:
+            path.unlink()
 
 
 def save_milestone(attempt: Attempt, update: int, network: Any, tokenizer: Any) -> None:
@@ -163,9 +165,18 @@ def _replace(temporary: Path, target: Path) -> None:
     os.chmod(temporary, 0o755)
     for path in (*temporary.iterdir(), temporary):
         _flush(path)
-    shutil.rmtree(target, ignore_errors=True)
+    if target.exists():
+        _remove(target)
     os.rename(temporary, target)
     _flush(target.parent)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder that is whole until its name is gone: half a checkpoint must not be taken for one."""
+    gone = folder.with_name(f".removing.{folder.name}")
+    shutil.rmtree(gone, ignore_errors=True)  # of a process that was killed
+    os.rename(folder, gone)
+    shutil.rmtree(gone)
 
 
 def _flush(path: Path) -> None:

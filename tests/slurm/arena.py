@@ -17,7 +17,7 @@ from klsweep.sweep.launch_slurm import submitted
 from klsweep.sweep.status import sweep_status
 
 LOCAL_CLUSTER = Path(__file__).parents[2] / "slurm/local-cluster"
-MAX_ARRAY = 4
+MAX_ARRAY = 3
 UPDATES = 40
 CELL = [
     "reward=paced",
@@ -34,7 +34,7 @@ CELL = [
     "train.checkpoint_seconds=0",
     "wandb.mode=disabled",
 ]
-GRID = ["sampling=on_policy,off_policy", "seed=0,1,2"]
+GRID = ["sampling=on_policy,off_policy", "seed=0,1"]
 PROFILE = """\
 partition: all
 time: 30
@@ -154,6 +154,8 @@ class Trial:
             for run in status["runs"]:
                 if run["queue"] and "BeginTime" in run["queue"]:
                     shell("scontrol", "update", f"JobId={run['job']}", "StartTime=now")
+                if run["queue"] and "held" in run["queue"]:  # SLURM found the old copy of a job on its node
+                    shell("scontrol", "release", run["job"])
             return all(run["state"] in FINISHED for run in status["runs"])
 
         wait_until(finished, f"{self.name}: done", seconds, lambda: json.dumps(self.status(), indent=1))

@@ -19,7 +19,8 @@ from pathlib import Path
 from klsweep.record.files import read_json
 from tests.slurm.arena import GRID, MAX_ARRAY, Arena, Trial, shell, wait_until
 
-PARALLEL = 3  # tortures at a time that leave the nodes alone
+RUNS = 4  # of GRID
+PARALLEL = 4  # tortures at a time that leave the nodes alone
 
 
 def scancel(arena: Arena, name: str) -> str:
@@ -207,8 +208,8 @@ def max_array_size(arena: Arena, name: str) -> str:
         most = max(most, shell("squeue", "-h", "-t", "R", "--name", trial.sweep.name).count("\n"))
         time.sleep(0.2)
     assert most <= 2, most
-    assert [folder.attempts.latest() for folder in trial.folders()] == [1] * 6
-    return f"6 runs as arrays of at most {MAX_ARRAY}, at most {most} at a time; {trial.check()}"
+    assert [folder.attempts.latest() for folder in trial.folders()] == [1] * RUNS
+    return f"{RUNS} runs as arrays of at most {MAX_ARRAY}, at most {most} at a time; {trial.check()}"
 
 
 def interrupted_launcher(arena: Arena, name: str) -> str:
@@ -222,9 +223,9 @@ def interrupted_launcher(arena: Arena, name: str) -> str:
     there = sum(len(read_json(file)["tasks"]) for file in trial.sweep.submissions.path.glob("*/chunk-*.json"))
     trial.submit()
     trial.finish()
-    assert _submitted_tasks(trial) == 6
-    assert [folder.attempts.latest() for folder in trial.folders()] == [1] * 6
-    return f"exit code {launcher.returncode} after {after:.1f} s with {there} of 6 submitted; {trial.check()}"
+    assert _submitted_tasks(trial) == RUNS
+    assert [folder.attempts.latest() for folder in trial.folders()] == [1] * RUNS
+    return f"exit code {launcher.returncode} after {after:.1f} s with {there} of {RUNS} submitted; {trial.check()}"
 
 
 def two_launchers(arena: Arena, name: str) -> str:
@@ -234,9 +235,9 @@ def two_launchers(arena: Arena, name: str) -> str:
     outputs = [launcher.communicate(timeout=120) for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
     trial.finish()
-    assert _submitted_tasks(trial) == 6
-    assert [folder.attempts.latest() for folder in trial.folders()] == [1] * 6
-    return f"6 runs submitted once; {trial.check()}"
+    assert _submitted_tasks(trial) == RUNS
+    assert [folder.attempts.latest() for folder in trial.folders()] == [1] * RUNS
+    return f"{RUNS} runs submitted once; {trial.check()}"
 
 
 def _submitted_tasks(trial: Trial) -> int:
@@ -254,7 +255,7 @@ def node_down(arena: Arena, name: str) -> str:
     shell("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=torture")
     try:
         wait_until(lambda: not Path(f"/proc/{old}").exists(), "the old process to go")
-        time.sleep(2.0)  # SLURM holds a job whose old copy it finds on the node; two minutes' pause is its remedy
+        time.sleep(5.0)  # SLURM holds a job whose old copy it finds on the node; two minutes' pause is its remedy
         trial.finish()
     finally:
         shell("scontrol", "update", f"NodeName={node}", "State=RESUME")

@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: install sweep test check mutations page format benchmark clean
+.PHONY: install sweep test check mutations torture page format benchmark clean
 
 install: $(STAMP)
 
@@ -24,6 +24,10 @@ check: test
 
 mutations: install
 	$(BIN)/python tests/mutate.py
+
+N ?= 1
+torture: install
+	$(BIN)/python -m tests.slurm.torture $(N) docs/slurm.md
 
 page: install
 	$(BIN)/klsweep audit --page docs

@@ -21,7 +21,7 @@ import torch
 from klsweep.config.compose import composer
 from klsweep.model.policy import chosen, load_policy, response_distributions, score
 from klsweep.record.files import read_rows
-from klsweep.record.folder import RunFolder, SweepFolder
+from klsweep.record.folder import Attempt, RunFolder, SweepFolder
 from klsweep.rollout.random import Stream, prompt_order, uniforms
 from klsweep.sweep.plan import make_plan
 from klsweep.tracking import Tracker
@@ -38,6 +38,7 @@ PLAN = [
     "kl.coef=0.1,0.2,0.3",
 ]
 UPDATES = 40
+LOCAL_CLUSTER = Path(__file__).parents[1] / "slurm/local-cluster"
 SPEC = [f"train.updates={UPDATES}", "wandb.mode=disabled", "launcher.threads=1"]
 
 
@@ -61,7 +62,9 @@ def loop_seconds(folder: Path) -> tuple[float, float, int]:
         spec = make_plan(session, SPEC, single=True).runs[0].spec
     run = RunFolder(folder / "run")
     run.path.mkdir(parents=True)
-    train(spec, run, folder / "artifacts", Tracker(None), lambda: False, lambda *_: None)
+    attempt = run.claim()
+    assert attempt is not None
+    train(spec, attempt, folder / "artifacts", Tracker(None), lambda: None, lambda *_: None)
     rows = list(read_rows(run.timing))
     times = [row["seconds/total"] - row.get("seconds/eval", 0) - row.get("seconds/checkpoint", 0) for row in rows]
     tokens = sum(round(row["tokens_per_second"] * row["seconds/total"]) for row in rows)
@@ -91,6 +94,46 @@ def floor_seconds() -> float:
         optimiser.zero_grad()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def safety_share(folder: Path) -> tuple[float, float]:
+    """Shares of an update that a checkpoint after every one takes, and the looks whether the run is still ours."""
+    with composer() as session:
+        spec = make_plan(session, [*SPEC, "train.checkpoint_seconds=0"], single=True).runs[0].spec
+    run = RunFolder(folder / "run")
+    run.path.mkdir(parents=True)
+    attempt = run.claim()
+    assert attempt is not None
+    looks, look = [], Attempt.check
+
+    def timed(self: Attempt) -> None:
+        start = time.perf_counter()
+        look(self)
+        looks.append(time.perf_counter() - start)
+
+    Attempt.check = timed
+    try:
+        train(spec, attempt, folder / "artifacts", Tracker(None), lambda: None, lambda *_: None)
+    finally:
+        Attempt.check = look
+    rows = list(read_rows(run.timing))
+    total = sum(row["seconds/total"] - row.get("seconds/eval", 0) for row in rows)
+    return sum(row["seconds/checkpoint"] for row in rows) / total, sum(looks) / total
+
+
+def submit_seconds(folder: Path) -> tuple[float, float, float]:
+    """Seconds to submit 1,000 runs to a SLURM started here, to show their status, and to cancel them."""
+    state = ["--state", str(folder / "slurm")]
+    subprocess.run([sys.executable, str(LOCAL_CLUSTER), *state, "start"], check=True, stdout=subprocess.DEVNULL)
+    os.environ["SLURM_CONF"] = str(folder / "slurm/slurm.conf")
+    held = ["launcher=slurm", "launcher.profile=local", "launcher.sbatch={begin: now+5hour}"]
+    try:
+        submitting, _ = seconds(command("sweep", "seed=range(0,1000)", *held, "sweep_dir=thousand"), 1)
+        showing, _ = seconds(command("status", "thousand"), 3)
+        cancelling, _ = seconds(command("cancel", "thousand"), 1)
+    finally:
+        subprocess.run([sys.executable, str(LOCAL_CLUSTER), *state, "stop"], check=True, stdout=subprocess.DEVNULL)
+    return submitting, showing, cancelling
 
 
 def replicate(source: RunFolder, row: dict, sweep: SweepFolder, count: int) -> None:
@@ -141,6 +184,16 @@ def main() -> None:
         ratios = [loop[1] / floor for loop, floor in pairs]
         text = ", ".join(f"{ratio:.3f}" for ratio in ratios)
         report("median update against a bare loop of the same calls, three pairs", text)
+        checkpoints, looks = safety_share(folder / "safety")
+        report(
+            "share of an update that a checkpoint after every one takes (0.2 M parameters, with fsync)",
+            f"{checkpoints:.3f}",
+        )
+        report("share of an update that looking whether the run is still ours takes", f"{looks:.4f}")
+        if shutil.which("sbatch"):
+            submitting, showing, cancelling = submit_seconds(folder)
+            report("1,000 runs planned and submitted to SLURM (aim: under 30 s)", f"{submitting:.1f} s")
+            report("`klsweep status` of them; `klsweep cancel` of all", f"{showing:.2f} s; {cancelling:.1f} s")
     machine = (
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
     )

@@ -1,6 +1,7 @@
 """The command line. Each command imports what it needs: `status` and `compare` start without torch and Hydra."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from klsweep import __version__
 from klsweep.audit.options import add_options
 from klsweep.errors import BadInput
 from klsweep.record.folder import RunFolder, SweepFolder
+from klsweep.sweep.cluster import NoAnswer
 
 if TYPE_CHECKING:
     from klsweep.sweep.launch_slurm import Submission
@@ -34,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+        return FAILED if options.command in (_sweep, _retry, _run) else OK
+    except (OSError, NoAnswer) as error:
+        print(f"klsweep: error: {error}", file=sys.stderr)
+        return FAILED
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -274,12 +279,15 @@ def _cancel(options: argparse.Namespace) -> int:
 
 def _clean(options: argparse.Namespace) -> int:
     from klsweep.sweep.clean import remove, rubbish
+    from klsweep.sweep.run import our_turn
 
-    found = rubbish(_existing(options.sweep))
+    sweep = _existing(options.sweep)
+    with contextlib.nullcontext() if options.dry_run else our_turn(sweep):
+        found = rubbish(sweep)
+        if not options.dry_run:
+            remove(found)
     for entry in found:
         print(f"{entry.bytes / 2**20:9.2f} MiB  {entry.path}  ({entry.reason})")
-    if not options.dry_run:
-        remove(found)
     total = sum(entry.bytes for entry in found) / 2**20
     print(f"{'would remove' if options.dry_run else 'removed'} {len(found)} entries, {total:.2f} MiB")
     return OK

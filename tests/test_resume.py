@@ -39,7 +39,7 @@ def in_child(folder: RunFolder, before) -> int:
     pid = os.fork()
     if pid == 0:
         before()
-        state = execute(folder, lambda: None, lambda *_: None)["state"]
+        state = execute(folder, lambda: None, lambda *_: None, threads=1)["state"]
         os._exit(0 if state == "done" else 3)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
@@ -111,7 +111,7 @@ def test_killed_anywhere_and_resumed_equals_undisturbed(overrides, tmp_path):
 def test_a_process_that_lost_its_run_leaves_without_writing(tmp_path):
     """Attempt 1 is taken over in the middle of an update; what it wrote and would write changes nothing."""
     run, whole = (prepared(tmp_path / name, *STALE) for name in ("run", "whole"))
-    assert execute(whole, lambda: None, lambda *_: None)["state"] == "done"
+    assert execute(whole, lambda: None, lambda *_: None, threads=1)["state"] == "done"
     spec = planned(*CELL, *STALE, f"sweep_dir={tmp_path / 'run'}", single=True).runs[0].spec
     first = run.claim()
     assert first is not None
@@ -179,7 +179,7 @@ def test_rollouts_are_kept_where_sampling_again_might_differ(tmp_path, monkeypat
     monkeypatch.setattr(HFSampler, "generate", lambda *args: generated.append(args[2]) or generate(*args))
     run, whole = (prepared(tmp_path / name, *STALE, "eval.every=0") for name in ("run", "whole"))
     run_config = [*CELL, *STALE, "eval.every=0"]
-    assert execute(whole, lambda: None, lambda *_: None)["state"] == "done"
+    assert execute(whole, lambda: None, lambda *_: None, threads=1)["state"] == "done"
     sampled = generated.count(4)
     generated.clear()
     late = [line.replace("checkpoint_seconds=0", "checkpoint_seconds=600") for line in run_config]
@@ -196,7 +196,7 @@ def test_rollouts_are_kept_where_sampling_again_might_differ(tmp_path, monkeypat
     names = sorted(path.name for path in run.checkpoints.iterdir())
     assert names == [f"rollout-{n:06d}" for n in range(1, 9)]  # update 5 and three ahead; no checkpoint yet
     run.end(1, "failed", "killed")
-    assert execute(run, lambda: None, lambda *_: None)["state"] == "done"
+    assert execute(run, lambda: None, lambda *_: None, threads=1)["state"] == "done"
     assert generated.count(4) == sampled
     assert contents(run) == contents(whole)
     assert not list(run.checkpoints.glob("rollout-*"))
@@ -206,7 +206,7 @@ def test_milestones_stay_in_hugging_face_format(tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run = prepared(tmp_path / "s", "checkpoint.keep_at=[3,8]")
-    assert execute(run, lambda: None, lambda *_: None)["state"] == "done"
+    assert execute(run, lambda: None, lambda *_: None, threads=1)["state"] == "done"
     assert sorted(path.name for path in (run.path / "models").iterdir()) == ["update-000003", "update-000008"]
     final = safetensors.torch.load_file(run.checkpoints / "update-000008/model.safetensors")
     network = AutoModelForCausalLM.from_pretrained(run.path / "models/update-000008")

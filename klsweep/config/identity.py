@@ -114,7 +114,8 @@ def _flatten(component: Any, path: str) -> Canonical:
             flat.update(_flatten(value, f"{path}.{field.name}"))
         elif isinstance(value, dict):
             for key, child in value.items():
-                flat.update(_flatten(child, f"{path}.{field.name}.{key}"))
+                name = f"{path}.{field.name}.{key}"
+                flat.update(_flatten(child, name) if dataclasses.is_dataclass(child) else {name: child})
         elif value is not None:
             flat[f"{path}.{field.name}"] = value
     return flat

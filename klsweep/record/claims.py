@@ -8,6 +8,7 @@ once cannot take each other's.
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -42,7 +43,7 @@ class Owner(NamedTuple):
 
     def is_gone(self) -> bool:
         """True if it ran here and has ended. Of a process elsewhere nobody can tell: False."""
-        return self.is_here() and _process_start(self.pid) != self.started
+        return self.is_here() and not (self.started == _process_start(self.pid) or _is_hidden(self.pid))
 
 
 def _space() -> str:
@@ -58,6 +59,17 @@ def _process_start(pid: int) -> str | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] == "Z" else fields[19]
+
+
+def _is_hidden(pid: int) -> bool:
+    """True for a living process of another user, which /proc may be mounted not to show."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not Path(f"/proc/{pid}").exists()
+    except (ProcessLookupError, OverflowError):
+        return False
+    return False
 
 
 @dataclass(frozen=True)
@@ -81,17 +93,28 @@ class Turns:
             return 0
 
     def claim(self, number: int) -> Row:
-        """Who took the turn, and what the holder noted."""
-        return read_json(self.folder(number) / "claim.json") or {}
+        """Who took the turn, and what the holder noted; empty if the file is damaged."""
+        try:
+            return read_json(self.folder(number) / "claim.json") or {}
+        except ValueError:
+            return {}
 
     def end_of(self, number: int) -> Row | None:
         """How the turn ended; None if it goes on."""
-        return read_json(self.folder(number) / self.ending)
+        try:
+            return read_json(self.folder(number) / self.ending)
+        except ValueError:
+            return {"state": "failed", "cause": f"{self.folder(number) / self.ending} is damaged"}
 
     def is_over(self, number: int) -> bool:
         """True if the turn has ended, or its process has, as far as can be seen from here."""
         owner = self.claim(number).get("owner")
         return self.end_of(number) is not None or (owner is not None and Owner(**owner).is_gone())
+
+    def is_held_here(self, number: int) -> bool:
+        """True if the turn's process lives on this machine."""
+        owner = self.claim(number).get("owner")
+        return owner is not None and Owner(**owner).is_here() and not self.is_over(number)
 
     def take(self, number: int, facts: Mapping[str, Any]) -> bool:
         """Create turn `number`; False if another was faster."""
@@ -117,6 +140,7 @@ def beating(file: Path) -> Iterator[None]:
     stop = threading.Event()
 
     def beat() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are for the main thread
         while not stop.wait(BEAT_SECONDS):
             with contextlib.suppress(OSError):  # a full disk is found by those who write something
                 file.touch()
@@ -135,7 +159,8 @@ def beating(file: Path) -> Iterator[None]:
 def wait_for_turn(turns: Turns, is_needless: Callable[[], bool], poll_seconds: float) -> int | None:
     """Take the next turn once the latest is over; None as soon as `is_needless`.
 
-    A holder elsewhere whose heartbeat file stays as it is for PATIENCE_SECONDS of our own clock is passed over.
+    A holder elsewhere whose heartbeat file stays as it is for PATIENCE_SECONDS of our own clock is passed over; should
+    it live after all, it finds that it no longer `holds` its turn.
     """
     watched, since = (0, 0.0), 0.0
     while not is_needless():
@@ -143,7 +168,7 @@ def wait_for_turn(turns: Turns, is_needless: Callable[[], bool], poll_seconds: f
         seen = (number, _modified(turns.heartbeat(number)))
         if seen != watched:
             watched, since = seen, time.monotonic()
-        silent = time.monotonic() - since > PATIENCE_SECONDS
+        silent = time.monotonic() - since > PATIENCE_SECONDS and not turns.is_held_here(number)
         if number and not silent and not turns.is_over(number):
             time.sleep(poll_seconds)
         elif turns.take(number + 1, {}):

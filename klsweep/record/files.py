@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 Row = dict[str, Any]
 
@@ -24,11 +24,18 @@ def write_text(path: Path, text: str) -> None:
     try:
         with open(descriptor, "w") as stream:
             stream.write(text)
+            flush(stream)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError:
         os.unlink(temporary)
         raise
+
+
+def flush(stream: IO[str]) -> None:
+    """Bring what was written to the disk: a name must not survive a crash that its content does not."""
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def read_json(path: Path) -> Any:
@@ -43,12 +50,12 @@ def create_json(path: Path, content: Any) -> bool:
     """Create a JSON file, whole at once; False if it exists already: of two who try, one succeeds."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.") as stream:
         stream.write(json.dumps(content, indent=1) + "\n")
-        stream.flush()
+        flush(stream)
         os.chmod(stream.name, 0o644)
         try:
             os.link(stream.name, path)
-        except FileExistsError:
-            return False
+        except FileExistsError:  # a network file system may say so of our own request that it has carried out
+            return os.fstat(stream.fileno()).st_nlink == 2
     return True
 
 
@@ -64,10 +71,10 @@ def create_folder(folder: Path, name: str, content: Any) -> bool:
         write_json(temporary / name, content)
         os.rename(temporary, folder)
     except OSError as error:
-        shutil.rmtree(temporary)
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        shutil.rmtree(temporary, ignore_errors=True)
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             raise
-        return False
+        return read_json(folder / name) == content  # a network file system may fail a request that it has carried out
     return True
 
 
@@ -91,9 +98,13 @@ def append_text(path: Path, text: str) -> None:
 
 
 def append_to(descriptor: int, text: str) -> None:
-    """Append to an open file. OSError if not everything could be written (a full disk leaves a torn last line)."""
+    """Append to an open file. OSError, and nothing appended, if not everything could be written (a full disk)."""
     data = text.encode()
-    if os.write(descriptor, data) < len(data):
+    written = os.write(descriptor, data)
+    if written < len(data):
+        end = os.lseek(descriptor, 0, os.SEEK_CUR)
+        if os.fstat(descriptor).st_size == end:  # nobody has appended since
+            os.ftruncate(descriptor, end - written)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from klsweep.record.claims import Owner, Turns
-from klsweep.record.files import Row, append_rows, append_to, read_json, read_rows, rows_text, truncate_rows, write_json
+from klsweep.record.files import (
+    Row,
+    append_rows,
+    append_to,
+    last_row,
+    read_json,
+    read_rows,
+    rows_text,
+    truncate_rows,
+    write_json,
+)
 
 FINISHED = ("done", "diverged")
 ENDS = (*FINISHED, "preempted", "timeout", "cancelled", "failed")
@@ -117,7 +127,7 @@ class RunFolder:
         its process still lives: SLURM says so, and it will find out.
         """
         status = self.status()
-        latest = self.attempts.latest()
+        latest = status["attempt"]  # if there is a later one by now, the next number will not be free
         restarted = _is_earlier(status.get("job"), job)
         if status["state"] in (*FINISHED, "cancelled"):
             return None
@@ -145,12 +155,18 @@ class RunFolder:
         content = {"state": state, "cause": cause, "traceback": traceback, "ended": time.time()}
         return self.attempts.end(number, content)
 
+    def threads(self) -> int | None:
+        """Torch threads that the run began with, None if it has not."""
+        return (read_json(self.environment) or {}).get("threads")
+
     def silent_seconds(self, number: int) -> float:
         """Time since an attempt's last heartbeat, both by the file server's clock: a file written now tells it."""
         try:
             with tempfile.NamedTemporaryFile(dir=self.path, prefix=".now.") as now:
-                return os.fstat(now.fileno()).st_mtime - self.attempts.heartbeat(number).stat().st_mtime
-        except OSError:  # not ours to write, or no heartbeat yet
+                signs = [self.attempts.heartbeat(number), self.attempts.folder(number) / "claim.json"]
+                last = max(file.stat().st_mtime for file in signs if file.exists())
+                return os.fstat(now.fileno()).st_mtime - last
+        except (OSError, ValueError):  # not ours to write
             return 0.0
 
     def checkpointed(self) -> int:
@@ -171,10 +187,12 @@ class RunFolder:
         """Mark the run as cancelled: no process may begin it, and one that works on it stops at its next update."""
         write_json(self.cancellation, {"time": time.time(), "owner": Owner.me()._asdict()})
 
-    def bring_back(self) -> None:
-        """Undo a cancellation and begin all budgets anew: the user wants the run to be tried again."""
-        self.cancellation.unlink(missing_ok=True)
-        write_json(self.retry, {"after_attempt": self.attempts.latest(), "time": time.time()})
+    def bring_back(self, uncancel: bool) -> None:
+        """Begin all budgets anew, and undo a cancellation if asked: the user wants the run to be tried again."""
+        if uncancel:
+            self.cancellation.unlink(missing_ok=True)
+        if latest := self.attempts.latest():
+            write_json(self.retry, {"after_attempt": latest, "time": time.time()})
 
     def tries(self) -> list[Row]:
         """The ended attempts since the run was last brought back, in order: claim and end."""
@@ -213,16 +231,29 @@ class Attempt:
         self.folder.write_status(self.folder.status())
 
     def begin_logs(self, paths: Iterable[Path], after_update: int) -> None:
-        """Make logs ours: new files with the rows up to an update. What an earlier process still appends is lost."""
-        self.check()
+        """Make logs ours: new files with the rows up to an update. What an earlier process still appends is lost.
+
+        RuntimeError if the first log, which has a row of every update, does not reach that far.
+        """
         for path in paths:
+            self.check()
             truncate_rows(path, after_update)
+            last = last_row(path)
+            if not self._logs and after_update >= 0 and (last is None or last["update"] != after_update):
+                raise RuntimeError(f"{path} has no row of update {after_update}, which the run goes on from")
             self._logs[path] = os.open(path, os.O_WRONLY | os.O_APPEND)
 
     def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows to a log that `begin_logs` opened."""
         self.check()
+        if os.fstat(self._logs[path]).st_ino != path.stat().st_ino:
+            raise Lost(f"{path} is no longer the file that attempt {self.number} began")
         append_to(self._logs[path], rows_text(rows))
+
+    def flush_logs(self) -> None:
+        """Bring the rows written so far to the disk, before a checkpoint that builds on them."""
+        for descriptor in self._logs.values():
+            os.fsync(descriptor)
 
     def finish(self, state: str, cause: str | None = None, traceback: str | None = None) -> Row:
         """End the attempt; the run's status, which is another's if the attempt was lost."""

@@ -24,7 +24,7 @@ class Budget:
             if ends.count(state) > (allowed := getattr(self, field)):
                 return f"given up: {ends.count(state)} attempts ended as {state} (launcher.{field}={allowed})"
         idle, start = self.max_without_progress, folder.checkpointed()
-        if len(tries) >= idle and all(attempt.get("resumed_from") == start for attempt in tries[-idle:]):
+        if len(tries) >= idle and all(attempt.get("resumed_from", start) == start for attempt in tries[-idle:]):
             return f"given up: no progress beyond update {start} in {idle} attempts (launcher.max_without_progress)"
         return None
 

@@ -20,7 +20,9 @@ class Rubbish(NamedTuple):
 
 
 def rubbish(sweep: SweepFolder) -> list[Rubbish]:
-    """Files of which no result, no unfinished run and no job in the queue depends. BadInput if SLURM does not answer.
+    """Files on which no result, no unfinished run and no job in the queue depends. BadInput if SLURM does not answer.
+
+    To be called while no launcher is at work: hold the turn at `sweep.submissions`.
 
     Records, final weights and milestones are never among them.
     """
@@ -30,8 +32,9 @@ def rubbish(sweep: SweepFolder) -> list[Rubbish]:
     found = [
         *(entry for run_id, seen in observed.items() for entry in _of_run(sweep.run(run_id), seen)),
         *_of_submissions(sweep, observed),
-        *((path, "left by a process that was killed") for path in sweep.artifacts.glob(".*")),
     ]
+    if not any(seen.is_active for seen in observed.values()):
+        found += [(path, "left by a process that was killed") for path in sweep.artifacts.glob(".*")]
     return [Rubbish(path, _size(path), reason) for path, reason in found]
 
 
@@ -58,15 +61,14 @@ def _is_ours(path: Path) -> bool:
 
 def _of_submissions(sweep: SweepFolder, observed: dict[str, Observed]) -> Iterator[tuple[Path, str]]:
     """Code copies and pickled tasks that no job in the queue will read again."""
-    waiting = {seen.job for seen in observed.values() if seen.queue is not None}
-    needed = set()
-    for chunk in sweep.submissions.path.glob("*/chunk-*.json"):
-        job = (read_json(chunk.with_suffix(".job")) or {}).get("job")
-        if any(name is not None and name.split("_")[0] == job for name in waiting):
-            needed.add(Path(read_json(chunk)["code"]).name)
+    needed = {Path(read_json(file)["code"]).name for file in sweep.path.glob("doctor/*/code.json")}
+    for file in sweep.submissions.path.glob("*/chunk-*.json"):
+        chunk, job = read_json(file), read_json(file.with_suffix(".job"))
+        runs = [observed[run] for task in chunk["tasks"] for run in task if run in observed]
+        if any(seen.is_active for seen in runs):
+            needed.add(Path(chunk["code"]).name)
         elif job is not None:
-            pickles = chunk.parent.glob(f"logs/{job}*.pkl")
-            yield from ((path, "its job is over") for path in pickles)
+            yield from ((path, "its job is over") for path in file.parent.glob(f"logs/{job['job']}*.pkl"))
     codes = [path for path in sweep.code.glob("*") if path.name not in (*needed, "claims")]
     yield from ((path, "no job in the queue runs it") for path in codes)
 

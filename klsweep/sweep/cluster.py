@@ -1,6 +1,7 @@
 """What SLURM says: its limits, the jobs in its queue, how a job ended. No accounting is needed, and no torch."""
 
 import getpass
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,11 @@ ENDINGS = {
     "NODE_FAIL": ("failed", "vanished: the node failed"),
     "BOOT_FAIL": ("failed", "vanished: the node failed to boot"),
 }
+
+
+OVER = {*ENDINGS, "COMPLETED", "FAILED", "REVOKED", "LAUNCH_FAILED"}
+NO_VALUE = "4294967294"  # SLURM's NO_VAL
+LATE = ("timed out", "Unable to contact", "Zero Bytes")  # what sbatch says when the job may have been taken after all
 
 
 class NoAnswer(Exception):
@@ -67,43 +73,53 @@ def queue(ids: Collection[str] | None = None) -> dict[str, QueuedJob]:
     return jobs
 
 
-OVER = {*ENDINGS, "COMPLETED", "FAILED", "REVOKED", "LAUNCH_FAILED"}
+def endings(jobs: Collection[str], mark: str) -> dict[str, tuple[str, str] | None]:
+    """How jobs that are not in the queue ended: (state, cause) of a run they were working on.
 
-
-def endings(jobs: Collection[str]) -> dict[str, tuple[str, str]]:
-    """How jobs that have left the queue ended: (state, cause) of a run they were working on.
-
-    Asks `scontrol`, which remembers jobs for some minutes, then `sacct`, which may not exist.
+    None where SLURM does not know the job: forgotten, not visible to us, or of another cluster. `mark` is what their
+    comments begin with. Asks `scontrol`, which remembers jobs for some minutes, then `sacct`, which may not exist.
     """
     if not jobs:
         return {}
-    known = _remembered()
+    known = _remembered(mark)
     known |= _accounted([job for job in jobs if job not in known])
-    found = {}
-    for job in jobs:
-        state, code = known.get(job) or known.get(job.split("_")[0]) or ("", "")
-        if state in ENDINGS:
-            found[job] = ENDINGS[state]
-        elif state == "COMPLETED":
-            found[job] = "failed", f"vanished: job {job} completed without a word from the run"
-        elif state:
-            found[job] = "failed", f"vanished: the job ended as {state} with exit code {code}"
-        else:
-            found[job] = "failed", f"vanished: SLURM no longer knows job {job}"
-    return found
+    found = {job: known.get(job) or known.get(f"{job.split('_')[0]}_") for job in jobs}
+    return {job: _in_our_words(*ended) if ended else None for job, ended in found.items()}
 
 
-def _remembered() -> dict[str, tuple[str, str]]:
-    """State and exit code of every job that the controller still remembers; a task cancelled in the queue under its
-    array's number."""
+def _in_our_words(state: str, code: str) -> tuple[str, str]:
+    if state in ENDINGS:
+        return ENDINGS[state]
+    if state == "COMPLETED":
+        return "failed", "vanished: the job completed without a word from the run"
+    return "failed", f"vanished: the job ended as {state} with exit code {code}"
+
+
+def _remembered(mark: str) -> dict[str, tuple[str, str]]:
+    """State and exit code of the marked jobs that are over and that the controller still remembers."""
     done = _ask("scontrol", "--oneliner", "show", "job")
+    if done.returncode:
+        raise NoAnswer(f"scontrol: {_complaint(done)}")
     jobs = {}
-    for line in done.stdout.splitlines():
+    for line in done.stdout.splitlines():  # "No jobs in the system" has no comment
         values = dict(re.findall(r"(\w+)=(\S*)", line))
-        task = values.get("ArrayTaskId", "")
-        job = f"{values['ArrayJobId']}_{task}" if task.isdigit() and int(task) < 2**31 else values["JobId"]
-        jobs[job] = values["JobState"], values.get("ExitCode", "?")
+        if not values.get("Comment", "").startswith(mark) or values.get("JobState") not in OVER:
+            continue
+        ended = values["JobState"], values.get("ExitCode", "?")
+        array, tasks = values.get("ArrayJobId"), values.get("ArrayTaskId", "")
+        if array is None:
+            jobs[values["JobId"]] = ended
+        elif tasks == NO_VALUE:  # the tasks of an array that were cancelled in the queue: which, it no longer says
+            jobs[f"{array}_"] = ended
+        else:
+            jobs |= {f"{array}_{task}": ended for task in _expanded(tasks)}
     return jobs
+
+
+def _expanded(tasks: str) -> list[int]:
+    """Numbers of "3" or "0-2,7%4"."""
+    parts = re.findall(r"(\d+)(?:-(\d+))?", tasks.partition("%")[0])
+    return [task for low, high in parts for task in range(int(low), int(high or low) + 1)]
 
 
 def _accounted(jobs: Collection[str]) -> dict[str, tuple[str, str]]:
@@ -113,7 +129,7 @@ def _accounted(jobs: Collection[str]) -> dict[str, tuple[str, str]]:
     form = ("--allocations", "--noheader", "--parsable2", "--format", "JobID,State,ExitCode")
     done = _ask("sacct", "--jobs", ",".join(jobs), *form)
     rows = [line.split("|") for line in done.stdout.splitlines()] if done.returncode == 0 else []
-    return {job: (state.split()[0], code) for job, state, code in rows if state}
+    return {job: (state.split()[0], code) for job, state, code in rows if state and state.split()[0] in OVER}
 
 
 def requeue(job: str) -> None:
@@ -149,7 +165,7 @@ def limits() -> Limits:
     room = [int(values["MaxJobCount"]) - 1] if "MaxJobCount" in values else []
     room += _association_limits()
     mine = len(queue()) if room else 0
-    return Limits(int(values.get("MaxArraySize", 1001)), max(0, min(room) - mine) if room else None)
+    return Limits(max(1, int(values.get("MaxArraySize", 1001))), max(0, min(room) - mine) if room else None)
 
 
 def _association_limits() -> list[int]:
@@ -161,9 +177,15 @@ def _association_limits() -> list[int]:
     return [int(word) for word in done.stdout.split() if word.isdigit()] if done.returncode == 0 else []
 
 
+def environment() -> dict[str, str]:
+    """Ours, without what would filter an answer, and without the job's that we may be running in."""
+    dropped = ("SQUEUE_", "SCANCEL_", "SLURM_")
+    return {k: v for k, v in os.environ.items() if not k.startswith(dropped) or k == "SLURM_CONF"}
+
+
 def _ask(*command: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS)
+        return subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, env=environment())
     except FileNotFoundError as error:
         raise NoAnswer(f"{command[0]} not found: no SLURM on this machine (SLURM_CONF, PATH)") from error
     except subprocess.TimeoutExpired as error:

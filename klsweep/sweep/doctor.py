@@ -1,5 +1,6 @@
 """What sweeps need from a cluster, tried out by two short jobs before GPU-hours are spent."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -92,7 +93,7 @@ class Patient:
 
     def _contest(self, folder: Path) -> None:
         """Try to take each of many turns at the same moment as the other job, and write down which we got."""
-        (folder / f"{self.name}.ready").touch()
+        write_json(folder / f"{self.name}.ready", {"node": _node()})
         both = [folder / f"{name}.ready" for name in "ab"]
         if _until(lambda: all(file.exists() for file in both) or None, STEP_SECONDS) is None:
             return
@@ -124,6 +125,7 @@ def examine(plan: Plan) -> list[Check]:
     folder = plan.folder.path.resolve() / "doctor" / time.strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
     code = snapshot(plan.folder, plan.runs[0].spec.root.plugins, allow_dirty=True).resolve()
+    write_json(folder / "code.json", {"code": str(code)})  # so that `clean` leaves it
     models = tuple({run.spec.model: None for run in plan.runs})
     jobs: list[str] = []
     try:
@@ -131,7 +133,8 @@ def examine(plan: Plan) -> list[Check]:
     except cluster.NoAnswer as error:
         raise BadInput(f"launcher=slurm: {error}") from error
     finally:
-        if jobs:
+        (folder / "code.json").unlink()
+        with contextlib.suppress(cluster.NoAnswer):
             cluster.cancel(jobs)
     return checks
 
@@ -149,11 +152,12 @@ def _examine(launcher: Slurm, folder: Path, code: Path, models: Sequence[Any], j
     send("a")
     if _until(lambda: (folder / "a.ready").exists() or None, START_SECONDS) is None:
         return [*checks, Check("start", False, f"job {jobs[0]}: {_whereabouts(jobs[0])} (see {folder / 'logs'})")]
-    first = cluster.queue(jobs)[jobs[0]].node
-    send("b", exclude=first)
-    apart = _until(lambda: (folder / "b.ready").exists() or None, STEP_SECONDS / 8)
+    apart = None
+    with contextlib.suppress(cluster.NoAnswer):  # the partition has one node
+        send("b", exclude=read_json(folder / "a.ready")["node"])
+        apart = _until(lambda: (folder / "b.ready").exists() or None, STEP_SECONDS / 8)
     if apart is None:  # no other node is free, or there is none
-        cluster.cancel([jobs[1]])
+        cluster.cancel(jobs[1:])
         send("b")
         if _until(lambda: (folder / "b.ready").exists() or None, STEP_SECONDS / 2) is None:
             return [*checks, Check("claims", False, f"a second job did not start: {_whereabouts(jobs[-1])}")]

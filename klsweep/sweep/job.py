@@ -21,9 +21,12 @@ OnUpdate = Callable[[int, Row], None]
 ShouldStop = Callable[[], str | None]  # why to stop: preempted, timeout
 
 
-def execute(folder: RunFolder, should_stop: ShouldStop, on_update: OnUpdate, job: Job | None = None) -> Row:
+def execute(
+    folder: RunFolder, should_stop: ShouldStop, on_update: OnUpdate, threads: int, job: Job | None = None
+) -> Row:
     """Run an attempt at a run; its final status. A run that is finished, cancelled or taken is left alone.
 
+    `threads` of torch, unless the run has begun with another number.
     The resolved `config.yaml` is all that is read: editing `conf/` while a run waits changes nothing. Exceptions end
     in the attempt's record with their traceback, not in the caller.
     """
@@ -36,10 +39,10 @@ def execute(folder: RunFolder, should_stop: ShouldStop, on_update: OnUpdate, job
 
     with _output_into(attempt.path), beating(folder.attempts.heartbeat(attempt.number)):
         try:
-            state, cause = _train(attempt, reason, on_update)
+            state, cause = _train(attempt, reason, on_update, threads)
         except Lost as lost:
             print(lost, file=sys.stderr)
-            return folder.status()
+            return attempt.finish("failed", str(lost))  # which changes nothing unless the attempt is still ours
         except Exception as error:
             text = traceback.format_exc()
             print(text, file=sys.stderr)
@@ -47,7 +50,7 @@ def execute(folder: RunFolder, should_stop: ShouldStop, on_update: OnUpdate, job
     return attempt.finish(state, cause)
 
 
-def _train(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate) -> tuple[str, str | None]:
+def _train(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate, threads: int) -> tuple[str, str | None]:
     import torch
 
     from klsweep.objective.objective import build_objective
@@ -58,6 +61,7 @@ def _train(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate) -> tu
     config = yaml.load(folder.config.read_text(), Loader=yaml.CSafeLoader)
     spec = Builder().run_spec(config)
     attempt.note(eval_id=eval_id(spec))
+    torch.set_num_threads(folder.threads() or threads)  # another number might round differently
     write_json(folder.environment, {**environment(), "threads": torch.get_num_threads()})
     identity = canonical(spec.simplified(build_objective(*spec.objective_parts)))
     tracker = Tracker.start(

@@ -30,7 +30,7 @@ class Local:
 
 def launch(launcher: Local, folders: Sequence[RunFolder], on_update: OnUpdate, on_end: OnEnd) -> None:
     """Execute every run. On SIGINT or SIGTERM the workers checkpoint and KeyboardInterrupt is raised."""
-    pool = Pool(launcher.workers, launcher.threads_per_worker, on_update, on_end)
-    pool.run(folders)
+    with Pool(launcher.workers, launcher.threads_per_worker, on_update, on_end) as pool:
+        pool.run(folders)
     if pool.stopped:
         raise KeyboardInterrupt

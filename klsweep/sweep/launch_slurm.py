@@ -1,7 +1,11 @@
 """The SLURM launcher: what a run's job asks for, and submitting runs as job arrays through submitit."""
 
+import contextlib
 import dataclasses
+import hashlib
+import io
 import json
+import os
 import re
 import shlex
 import signal
@@ -19,7 +23,7 @@ from klsweep.component import component
 from klsweep.config.build import one_line
 from klsweep.errors import BadInput
 from klsweep.record.files import read_json, write_json
-from klsweep.record.folder import SweepFolder
+from klsweep.record.folder import FINISHED, SweepFolder
 from klsweep.sweep import cluster
 from klsweep.sweep.budget import Budget
 from klsweep.sweep.task import MARGIN_SECONDS, Task
@@ -40,15 +44,16 @@ RESOURCES = (
     "sbatch",
     "python",
 )
-_TIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]?\d)(?::([0-5]?\d))?")
-BLOCKED = (signal.SIGINT, signal.SIGTERM)
+_TIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]?\d):([0-5]?\d)")
+OURS = {"array", "comment", "error", "job-name", "nodes", "ntasks", "open-mode", "output", "requeue", "signal", "time"}
+BLOCKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @component
 class Slurm:
     """The `launcher=slurm` node. Resources that are null come from the profile, or else from the cluster's defaults.
 
-    `time` is "[days-]hours:minutes[:seconds]" or minutes; `sbatch` any further options of sbatch by their long names.
+    `time` is "[days-]hours:minutes:seconds" or minutes; `sbatch` any further options of sbatch by their long names.
     """
 
     profile: str | None
@@ -79,11 +84,18 @@ class Slurm:
 
     def __post_init__(self) -> None:
         if isinstance(self.time, str) and not _TIME.fullmatch(self.time):
-            raise ValueError(f"launcher.time={self.time!r}: expected minutes or [days-]hours:minutes[:seconds]")
+            raise ValueError(f"launcher.time={self.time!r}: expected minutes or [days-]hours:minutes:seconds")
         if self.concurrent > self.runs_per_job:
             raise ValueError(
                 f"launcher.concurrent={self.concurrent}: at most launcher.runs_per_job={self.runs_per_job}"
             )
+        if isinstance(self.time, int) and self.time >= 3600 and self.time % 60 == 0:
+            raise ValueError(
+                f"launcher.time={self.time} minutes: YAML reads an unquoted 4:00:00 as such a number; quote it, or "
+                "write days as '3-00:00:00'"
+            )
+        if taken := sorted(OURS & {str(key).replace("_", "-") for key in self.sbatch or {}}):
+            raise ValueError(f"launcher.sbatch.{taken[0]}: klsweep sets it itself")
         if (self.nodes or 1) > 1:
             raise ValueError(f"launcher.nodes={self.nodes}: a run trains in one process, on one node")
 
@@ -94,7 +106,7 @@ class Slurm:
         try:
             settled = dataclasses.replace(self, **given)
         except ValidationError as error:
-            raise BadInput(one_line(error, Slurm, f"profile {self.profile}: ")) from error
+            raise BadInput(f"profile {self.profile}: {one_line(error, Slurm, 'launcher.')}") from error
         if settled.time is None:
             raise BadInput("launcher.time=null: give the time limit of a job, here or in the profile (e.g. 4:00:00)")
         if settled.minutes * 60 <= self.signal_delay_s:
@@ -120,8 +132,8 @@ class Slurm:
     @property
     def gpus(self) -> int:
         """GPUs of a job, 0 if none are asked for."""
-        in_gres = re.search(r"gpu(?::[\w.-]+)?:(\d+)", self.gres or "")
-        return self.gpus_per_node or (int(in_gres[1]) if in_gres else 0)
+        in_gres = re.search(r"\bgpu(?::[a-zA-Z][\w.-]*)?(?::(\d+))?", self.gres or "")
+        return self.gpus_per_node or (int(in_gres[1] or 1) if in_gres else 0)
 
     def parameters(self, name: str, comment: str, parallelism: int, dependency: str | None) -> dict[str, Any]:
         """What submitit's executor is told."""
@@ -143,6 +155,18 @@ class Slurm:
         }
 
 
+class _ProfileLoader(yaml.SafeLoader):
+    """YAML in which 4:00:00 is a text, not the number of seconds in four hours."""
+
+
+_ProfileLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_ProfileLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?\d+$"), list("-+0123456789"))
+_ProfileLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+\.\d*$"), list("-+0123456789"))
+
+
 def read_profile(name: str) -> dict[str, Any]:
     """A site's resources: a YAML file by path, or by name from ./slurm or the shipped profiles."""
     folders = [Path("slurm"), PROFILES]
@@ -152,10 +176,10 @@ def read_profile(name: str) -> dict[str, Any]:
         known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
         raise BadInput(f"launcher.profile={name!r}: no such profile (a path to a YAML file, or {', '.join(known)})")
     try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+        values = yaml.load(path.read_text(), Loader=_ProfileLoader) or {}
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"launcher.profile={name!r}: {' '.join(str(error).split())}") from error
-    unknown = sorted(set(values) - set(RESOURCES)) if isinstance(values, dict) else [repr(values)]
+    unknown = sorted(map(str, set(values) - set(RESOURCES))) if isinstance(values, dict) else [repr(values)]
     if unknown:
         raise BadInput(f"{path}: {unknown[0]}: unknown key (keys: {', '.join(RESOURCES)})")
     return values
@@ -181,36 +205,59 @@ def submit(sweep: SweepFolder, number: int, wanted: Mapping[str, Slurm], code: P
     groups: dict[str, list[str]] = {}
     launchers: dict[str, Slurm] = {}
     for run_id, launcher in wanted.items():
-        key = json.dumps(dataclasses.asdict(launcher), sort_keys=True)  # pyright: ignore[reportArgumentType]
+        key = json.dumps(_plain(launcher), sort_keys=True)
         groups.setdefault(key, []).append(run_id)
         launchers[key] = launcher
     limits = cluster.limits()
-    room, jobs, tasks_done, runs_done = limits.submittable, [], 0, 0
+    room, chunks = limits.submittable, list[tuple[Slurm, list[list[str]]]]()
     for key, run_ids in groups.items():
-        launcher = launchers[key]
-        tasks = list(_slices(run_ids, launcher.runs_per_job))
+        tasks = list(_slices(run_ids, launchers[key].runs_per_job))
         if room is not None:
             tasks, room = tasks[:room], max(0, room - len(tasks))
-        chunks = list(_slices(tasks, limits.array_size))
-        lanes: list[str | None] = [None] * min(len(chunks), launcher.array_parallelism or len(chunks))
-        for index, chunk in enumerate(chunks):
-            lane = index % len(lanes)
-            throttle = _share(launcher.array_parallelism, lane, len(lanes)) or len(chunk)
-            name = f"chunk-{len(jobs)}"
-            comment = f"klsweep:{sweep.path.resolve()}:{number}:{name}"
-            folder = sweep.submissions.folder(number)
-            record = {"comment": comment, "tasks": chunk, "launcher": json.loads(key), "code": str(code)}
-            write_json(folder / f"{name}.json", record)
-            functions = [_task(sweep, launcher, task) for task in chunk]
-            parameters = launcher.parameters(sweep.name, comment, throttle, lanes[lane])
-            with _uninterrupted():
-                job = sbatch(folder / "logs", launcher, code, functions, parameters)
-                write_json(folder / f"{name}.job", {"job": job})
-            lanes[lane] = f"afterany:{job}"
-            jobs.append(job)
-            tasks_done += len(chunk)
-            runs_done += sum(len(task) for task in chunk)
-    return Submission(jobs, tasks_done, runs_done, len(wanted) - runs_done)
+        chunks += [(launchers[key], chunk) for chunk in _slices(tasks, limits.array_size)]
+    parallel = min((each.array_parallelism for each, _ in chunks if each.array_parallelism is not None), default=None)
+    lanes: list[str | None] = [None] * min(len(chunks), parallel or len(chunks))
+    jobs: list[str] = []
+    for index, (launcher, chunk) in enumerate(chunks):
+        lane = index % len(lanes)
+        name = f"chunk-{index}"
+        comment = f"{mark(sweep)}{number}:{name}"
+        record = {"comment": comment, "tasks": chunk, "launcher": _plain(launcher), "code": str(code)}
+        throttle = _share(parallel, lane, len(lanes)) or len(chunk)
+        parameters = launcher.parameters(sweep.name, comment, throttle, lanes[lane])
+        if not sweep.submissions.holds(number):
+            raise cluster.NoAnswer("another launcher has taken over: this one was silent for too long")
+        job = _submit_chunk(sweep.submissions.folder(number) / name, record, launcher, parameters, sweep)
+        lanes[lane] = f"afterany:{job}"
+        jobs.append(job)
+    runs = sum(len(task) for _, chunk in chunks for task in chunk)
+    return Submission(jobs, sum(len(chunk) for _, chunk in chunks), runs, len(wanted) - runs)
+
+
+def _submit_chunk(
+    path: Path, record: dict[str, Any], launcher: Slurm, parameters: dict[str, Any], sweep: SweepFolder
+) -> str:
+    """Record one array, submit it, record its job id. What sbatch clearly refused is not left on record."""
+    functions = [_task(sweep, launcher, task) for task in record["tasks"]]
+    write_json(path.with_suffix(".json"), record)
+    with _uninterrupted():
+        try:
+            job = sbatch(path.parent / "logs", launcher, Path(record["code"]), functions, parameters)
+        except cluster.NoAnswer as error:
+            if not any(sign in str(error) for sign in cluster.LATE):
+                path.with_suffix(".json").unlink()
+            raise
+        write_json(path.with_suffix(".job"), {"job": job})
+    return job
+
+
+def _plain(launcher: Slurm) -> dict[str, Any]:
+    return dataclasses.asdict(launcher)  # pyright: ignore[reportArgumentType]
+
+
+def mark(sweep: SweepFolder) -> str:
+    """What the comments of this sweep's jobs begin with: job ids alone may come again on another cluster."""
+    return f"klsweep:{hashlib.sha256(str(sweep.path.resolve()).encode()).hexdigest()[:12]}:"
 
 
 def submitted(sweep: SweepFolder) -> dict[str, str]:
@@ -224,7 +271,7 @@ def submitted(sweep: SweepFolder) -> dict[str, str]:
             chunk = read_json(file)
             job = read_json(file.with_suffix(".job"))
             if job is None:
-                unsure.append(chunk)
+                unsure += [chunk] if _is_open(sweep, chunk) else []
             else:
                 found |= _tasks(chunk, job["job"])
     if unsure:
@@ -233,6 +280,11 @@ def submitted(sweep: SweepFolder) -> dict[str, str]:
             if chunk["comment"] in queued:
                 found |= _tasks(chunk, queued[chunk["comment"]])
     return found
+
+
+def _is_open(sweep: SweepFolder, chunk: Mapping[str, Any]) -> bool:
+    """True if a run of the chunk is not finished."""
+    return any(sweep.run(run).status()["state"] not in FINISHED for task in chunk["tasks"] for run in task)
 
 
 def _tasks(chunk: Mapping[str, Any], job: str) -> dict[str, str]:
@@ -268,14 +320,16 @@ def sbatch(
     executor = submitit.SlurmExecutor(folder=folder, python=launcher.python)
     setup = [
         *(launcher.setup or []),
-        f"export PYTHONPATH={shlex.quote(str(code))}",
+        f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
         "export PYTHONSAFEPATH=1",  # otherwise `python -m` would prefer the folder the job starts in
         "export HF_HUB_OFFLINE=1",  # what is not in the cache was refused before
     ]
     given = {key: value for key, value in parameters.items() if value is not None}
     executor.update_parameters(**given, setup=setup, wckey=None)
     try:
-        jobs = executor.submit_array(functions)
+        # submitit repeats what sbatch says besides raising it, and takes itself to be in the job we may be running in
+        with contextlib.redirect_stderr(io.StringIO()), _outside_of_jobs():
+            jobs = executor.submit_array(functions)
     except (FailedJobError, FailedSubmissionError) as error:
         raise cluster.NoAnswer(f"sbatch: {_reason(str(error))}") from error
     return jobs[0].job_id.split("_")[0]
@@ -284,7 +338,7 @@ def sbatch(
 def _reason(text: str) -> str:
     """The line of sbatch's complaint that says what is wrong."""
     lines = [line for line in text.splitlines() if "error" in line.lower()]
-    return " ".join(line.split("error:", 1)[-1].strip() for line in lines) or " ".join(text.split())
+    return "; ".join(line.split("error:", 1)[-1].strip() for line in lines) or " ".join(text.split())
 
 
 def _share(total: int | None, lane: int, lanes: int) -> int | None:
@@ -297,10 +351,28 @@ def _slices(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until what is being submitted is on record; sbatch does not see it either."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+def _outside_of_jobs() -> Iterator[None]:
+    """Without the environment of a SLURM job: what is submitted from within one is not part of it."""
+    before = dict(os.environ)
+    for key in set(before) - set(cluster.environment()):
+        del os.environ[key]
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.environ.update(before)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until what is being submitted is on record; sbatch, which inherits the mask, does not see it."""
+    seen: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: seen.append(number)) for number in BLOCKED}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if seen:
+            raise KeyboardInterrupt

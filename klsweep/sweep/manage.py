@@ -1,6 +1,6 @@
 """What a user does to a sweep that exists: retry, cancel, run one again, read logs."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +9,10 @@ import yaml
 from klsweep.cells import describe
 from klsweep.config.build import Builder, RunSpec
 from klsweep.config.compose import check_key, parse_overrides
-from klsweep.config.identity import is_scientific
+from klsweep.config.identity import canonical, eval_id, is_scientific
+from klsweep.config.identity import run_id as id_of
 from klsweep.errors import BadInput
+from klsweep.objective.objective import build_objective
 from klsweep.record.files import Row
 from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
 from klsweep.sweep import cluster
@@ -35,6 +37,8 @@ def retry(sweep: SweepFolder, only: str | None, overrides: Sequence[str]) -> int
     `only` is a state, or a part of the cause (case does not matter); cancelled runs come back if it says so. Overrides
     may change operational fields alone: a run with other science is another run.
     """
+    if only is not None and not only.strip():
+        raise BadInput("--only='': give a state, or a part of the cause")
     rows = {row["run_id"]: row for row in sweep.plan()}
     observed, trouble = observe(sweep, rows)
     if trouble is not None:
@@ -45,16 +49,16 @@ def retry(sweep: SweepFolder, only: str | None, overrides: Sequence[str]) -> int
         return None
     launchers = launchers_of({run_id: run.spec for run_id, run in prepared.items()})
 
-    def write() -> None:
-        for run_id, run in prepared.items():
-            write_config(sweep.run(run_id), run.config)
+    def write(wanted: Collection[str]) -> None:
+        for run_id in wanted:
+            write_config(sweep.run(run_id), prepared[run_id].config)
 
     if isinstance(launchers, dict):
-        plugins = next(iter(prepared.values())).spec.root.plugins
-        return submit_runs(sweep, launchers, plugins, write)
-    write()
+        specs = {run_id: run.spec for run_id, run in prepared.items()}
+        return submit_runs(sweep, launchers, specs, write, revive=True)
+    write(prepared)
     for run_id in prepared:
-        sweep.run(run_id).bring_back()
+        sweep.run(run_id).bring_back(uncancel=True)
     return run_here(sweep, [run.row for run in prepared.values()], launchers, describe(list(rows.values())))
 
 
@@ -77,14 +81,21 @@ def _prepare(folder: RunFolder, row: Row, overrides: Sequence[str]) -> _Prepared
         if "." not in key or override.is_sweep_override():
             raise BadInput(f"{override.input_line}: give one value to a dotted key, e.g. launcher.time=8:00:00")
         check_key(config, key)
-        if is_scientific(key):
+        if key.startswith("choices.") or is_scientific(key):
             raise BadInput(f"{key} is a scientific field: a run with another value is another run (klsweep sweep)")
         node = config
         *parents, last = key.split(".")
         for parent in parents:
             node = node[parent]
         node[last] = override.value()
-    return _Prepared(row, config, Builder().run_spec(config))
+    spec = Builder().run_spec(config)
+    objective = build_objective(*spec.objective_parts)
+    if (found := id_of(canonical(spec.simplified(objective)))) != row["run_id"]:
+        raise BadInput(f"{folder.path}: its configuration, or its model, is that of another run ({found})")
+    begun = folder.status().get("eval_id")
+    if begun not in (None, eval_id(spec)):
+        raise BadInput(f"{folder.path}: has begun with other evaluation settings ({begun}): finish it with those")
+    return _Prepared(row, config, spec)
 
 
 def cancel(sweep: SweepFolder, run_ids: Sequence[str]) -> list[str]:
@@ -124,20 +135,18 @@ def run_again(folder: RunFolder, into: Path | None) -> tuple[RunFolder, int]:
     if folder.run_id not in plan:
         raise BadInput(f"{folder.path}: no run folder of a sweep (one is <sweep>/runs/<run id>)")
     prepared = _prepare(folder, plan[folder.run_id], [])
-    sweep = folder.sweep
-    if into is not None:
-        sweep = SweepFolder(into)
-        sweep.extend_plan([prepared.row])
-        write_config(sweep.run(folder.run_id), prepared.config)
+    sweep = folder.sweep if into is None else SweepFolder(into)
     target = sweep.run(folder.run_id)
     observed, trouble = observe(sweep, [target.run_id])
     if trouble is not None or observed[target.run_id].is_active:
         raise BadInput(f"{target.path}: {trouble or 'in work, or in the queue'} (klsweep status {sweep.path})")
     if observed[target.run_id].status["state"] in FINISHED:
         return target, 0
-    target.bring_back()
-    launcher = prepared.spec.launcher
-    here = launcher if isinstance(launcher, Local) else Local(parallel=1, threads=launcher.threads)
+    if into is not None:
+        sweep.extend_plan([prepared.row])
+        write_config(target, prepared.config)
+    target.bring_back(uncancel=True)
+    here = Local(parallel=1, threads=folder.threads() or prepared.spec.launcher.threads)
     return target, run_here(sweep, [prepared.row], here, describe([prepared.row]))
 
 

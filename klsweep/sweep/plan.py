@@ -1,7 +1,7 @@
 """From overrides to a plan: every cell built, undefined ones excluded with the reason, equal ones collapsed."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -153,13 +153,17 @@ def _where(observed: dict[str, Observed], holds: Callable[[Observed], bool]) -> 
     return frozenset(run_id for run_id, seen in observed.items() if holds(seen))
 
 
-def write_plan(plan: Plan) -> None:
-    """Write the sweep folder: `plan.jsonl`, what was asked for, and each unfinished run's resolved `config.yaml`."""
+def write_plan(plan: Plan, launched: Collection[str] | None = None) -> None:
+    """Write the sweep folder: `plan.jsonl`, what was asked for, and the resolved `config.yaml` of each run to launch.
+
+    `launched` are those that are, if another launcher has taken some since the plan was made.
+    """
     known = {row["run_id"] for row in plan.folder.plan()}
-    settled = (plan.finished | plan.active) & known  # their rows say how they were run, not how they would be today
+    to_run = [run for run in plan.to_run if launched is None or run.run_id in launched]
+    settled = known - {run.run_id for run in to_run}  # their rows say how they were run, not how they would be today
     plan.folder.extend_plan(run.row for run in plan.runs if run.run_id not in settled)
     _record_launch(plan)
-    for run in plan.to_run:
+    for run in to_run:
         write_config(plan.folder.run(run.run_id), run.config)
 
 

@@ -23,6 +23,7 @@ OnEnd = Callable[[RunFolder, Row], None]
 REASONS = {
     signal.SIGINT: "preempted",
     signal.SIGTERM: "preempted",
+    signal.SIGHUP: "preempted",
     signal.SIGUSR1: "timeout",
     signal.SIGUSR2: "timeout",
 }
@@ -37,11 +38,11 @@ class _Worker:
 
 
 class Pool:
-    """`workers` processes of `threads` torch threads each that execute runs. Use from the main thread.
+    """`workers` processes of `threads` torch threads each that execute runs. A context manager for the main thread.
 
-    After SIGINT, SIGTERM, SIGUSR1 or SIGUSR2, `stopped` says why (preempted or timeout): no further run begins, and
-    those at work checkpoint at their next update and end with that state. A worker still busy `grace_seconds` later
-    is killed, and its run ended as what it was stopped for.
+    After SIGINT, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2, `stopped` says why (preempted or timeout): no further run begins,
+    and those at work checkpoint at their next update and end with that state. A worker still busy `grace_seconds`
+    later, or at a second SIGINT, is killed, and its run ended as what it was stopped for.
     """
 
     def __init__(
@@ -61,22 +62,29 @@ class Pool:
         self._grace, self._deadline = grace_seconds, float("inf")
         self._oom = _OomCounter()
 
+    def __enter__(self) -> "Pool":
+        self._handlers = {number: signal.signal(number, self._stop) for number in _heeded()}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
     def run(self, folders: Sequence[RunFolder]) -> None:
         """Execute every run; one that fails, or whose worker dies, takes no other with it."""
         queue = deque(folders)
-        with self._handling_signals():
-            try:
-                for place in range(min(self._size, len(queue))):
-                    self._start(place)
-                    self._give(self._workers[place], queue)
-                while self._workers:
-                    self._step(queue)
-            finally:  # on an error of ours, workers are still busy, or waiting for a run that will not come
-                for worker in self._workers:
-                    worker.process.terminate()
-                    worker.connection.close()
-                for worker in self._workers:
-                    worker.process.join()
+        try:
+            for place in range(min(self._size, len(queue))):
+                self._start(place)
+                self._give(self._workers[place], queue)
+            while self._workers:
+                self._step(queue)
+        finally:  # on an error of ours, workers are still busy, or waiting for a run that will not come
+            for worker in self._workers:
+                worker.process.terminate()
+                worker.connection.close()
+            for worker in self._workers:
+                worker.process.join()
 
     def _step(self, queue: deque[RunFolder]) -> None:
         """Handle what workers report, and the end of those that have left or died."""
@@ -98,22 +106,15 @@ class Pool:
             for worker in self._workers:
                 worker.process.kill()
 
-    @contextmanager
-    def _handling_signals(self) -> Iterator[None]:
-        def stop(number: int, _: Any) -> None:
-            if self.stopped is None:
-                self.stopped = REASONS[signal.Signals(number)]
-                self._deadline = time.monotonic() + self._grace if self._grace is not None else float("inf")
-            for worker in self._workers:  # SLURM signals every process of a step, others only the first
-                if worker.process.is_alive():
-                    os.kill(worker.process.pid, number)
-
-        before = {number: signal.signal(number, stop) for number in REASONS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self, number: int, _: Any) -> None:
+        if self.stopped is None:
+            self.stopped = REASONS[signal.Signals(number)]
+            self._deadline = time.monotonic() + self._grace if self._grace is not None else float("inf")
+        elif number == signal.SIGINT:  # Ctrl-C a second time
+            self._deadline = time.monotonic()
+        for worker in self._workers:  # SLURM signals every process of a step, others only the first
+            if worker.process.is_alive():
+                os.kill(worker.process.pid, number)
 
     def _start(self, place: int) -> None:
         ours, theirs = get_context("spawn").Pipe()
@@ -156,11 +157,14 @@ class Pool:
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         state, cause = "failed", f"vanished: the worker process ended with {how}"
         if self.stopped is not None and time.monotonic() > self._deadline:
-            state, cause = self.stopped, f"no update ended within {self._grace:.0f} s of the signal: killed"
+            state, cause = self.stopped, "killed: no update ended in time after the signal"
         elif code == -signal.SIGKILL and self._oom.rose():
             cause = "vanished: out of memory (the memory limit's cgroup killed the worker process)"
-        if folder.end(number, state, cause):
-            folder.write_status(folder.status())
+        try:
+            if folder.end(number, state, cause):
+                folder.write_status(folder.status())
+        except OSError as error:  # a full disk; SLURM's exit code and log still tell
+            return {**folder.recorded(), "state": state, "cause": f"{cause}; not on record: {error}"}
         return folder.status()
 
 
@@ -195,6 +199,11 @@ class _OomCounter:
         return total
 
 
+def _heeded() -> list[signal.Signals]:
+    """The signals to act upon: not a hang-up that `nohup` has us ignore."""
+    return [n for n in REASONS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+
+
 @contextmanager
 def _blocked_signals() -> Iterator[None]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, REASONS)
@@ -215,16 +224,12 @@ def _work(connection: Connection, threads: int, job: Job | None, gpus: str | Non
         nonlocal reason
         reason = reason or REASONS[signal.Signals(number)]
 
-    for number in REASONS:
+    for number in _heeded():
         signal.signal(number, stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, REASONS)
 
-    import torch
-
     from klsweep.sweep.job import execute
     from klsweep.tracking import flush
-
-    torch.set_num_threads(threads)
 
     def report(kind: str, *content: Any) -> None:
         try:
@@ -233,7 +238,7 @@ def _work(connection: Connection, threads: int, job: Job | None, gpus: str | Non
             stop(signal.SIGTERM, None)
 
     while reason is None and (folder := _next(connection)) is not None:
-        status = execute(folder, lambda: reason, lambda update, row: report("update", update, row), job)
+        status = execute(folder, lambda: reason, lambda update, row: report("update", update, row), threads, job)
         report("ended", status)
     flush()
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,15 +40,9 @@ def run_plan(plan: Plan) -> int | Submission:
         return run_here(plan.folder, [run.row for run in plan.to_run], launchers, plan.names())
     if plan.trouble is not None:
         raise BadInput(f"launcher=slurm: SLURM does not answer, so what is queued already is unknown ({plan.trouble})")
-    for run in plan.to_run:
-        if not run.spec.model.is_cached():
-            raise BadInput(
-                f"model.path={run.spec.model.path!r}: not in this machine's Hugging Face cache, and jobs do not "
-                "download (klsweep fetch, with the same overrides, fills the cache)"
-            )
     check_budget(plan, launchers)
-    plugins = plan.runs[0].spec.root.plugins
-    return submit_runs(plan.folder, launchers, plugins, lambda: write_plan(plan))
+    specs = {run.run_id: run.spec for run in plan.to_run}
+    return submit_runs(plan.folder, launchers, specs, lambda wanted: write_plan(plan, wanted), revive=False)
 
 
 def run_here(sweep: SweepFolder, rows: Sequence[Row], launcher: Local, names: Mapping[str, str]) -> int:
@@ -68,29 +62,39 @@ def run_here(sweep: SweepFolder, rows: Sequence[Row], launcher: Local, names: Ma
 
 
 def submit_runs(
-    sweep: SweepFolder, launchers: Mapping[str, Slurm], plugins: Sequence[str], prepare: Callable[[], None]
+    sweep: SweepFolder,
+    launchers: Mapping[str, Slurm],
+    specs: Mapping[str, RunSpec],
+    prepare: Callable[[Collection[str]], None],
+    revive: bool,
 ) -> Submission:
     """Submit these runs, once it is our turn, less those that another launcher has submitted meanwhile.
 
-    `prepare` writes what the jobs will read. Failed and cancelled runs are brought back: their budgets begin anew.
+    `prepare` writes what the jobs of the runs it is given will read. Budgets begin anew; cancelled runs come back only
+    to `revive`. BadInput if a model is not in the cache, or SLURM does not answer or refuses.
     """
-    if not launchers:
-        return Submission([], 0, 0, 0)
+    for spec in specs.values():
+        if not spec.model.is_cached():
+            raise BadInput(
+                f"model.path={spec.model.path!r}: not in this machine's Hugging Face cache, and jobs do not download "
+                "(klsweep fetch, with the same overrides, fills the cache)"
+            )
+    plugins = sorted({plugin for spec in specs.values() for plugin in spec.root.plugins})
     allow_dirty = all(launcher.dirty == "record" for launcher in launchers.values())
     code = snapshot(sweep, plugins, allow_dirty)
-    with _our_turn(sweep) as number:
+    with our_turn(sweep) as number:
         observed, trouble = observe(sweep, launchers)
         if trouble is not None:
             raise BadInput(f"launcher=slurm: {trouble}")
+        settled = FINISHED if revive else (*FINISHED, "cancelled")
         wanted = {
             run_id: launcher
             for run_id, launcher in launchers.items()
-            if not observed[run_id].is_active and observed[run_id].status["state"] not in FINISHED
+            if not observed[run_id].is_active and observed[run_id].status["state"] not in settled
         }
-        prepare()
+        prepare(wanted)
         for run_id in wanted:
-            if observed[run_id].status["attempt"]:
-                sweep.run(run_id).bring_back()
+            sweep.run(run_id).bring_back(uncancel=revive)
         try:
             return submit(sweep, number, wanted, code.resolve())
         except cluster.NoAnswer as error:
@@ -98,8 +102,14 @@ def submit_runs(
 
 
 @contextmanager
-def _our_turn(sweep: SweepFolder) -> Iterator[int]:
+def our_turn(sweep: SweepFolder) -> Iterator[int]:
     """Our turn at submitting: of two launchers at once, the second waits for the first and then sees what it did."""
+    latest = sweep.submissions.latest()
+    if latest and not sweep.submissions.is_over(latest):
+        owner = sweep.submissions.claim(latest).get("owner", {})
+        console(stderr=True).print(
+            f"waiting: process {owner.get('pid')} on {owner.get('host')} is submitting this sweep"
+        )
     number = wait_for_turn(sweep.submissions, lambda: False, poll_seconds=0.2)
     assert number is not None
     with beating(sweep.submissions.heartbeat(number)):

@@ -64,8 +64,13 @@ def status_lines(status: dict[str, Any]) -> Group:
 def print_submission(sweep: SweepFolder, what: Submission) -> None:
     """What was submitted, and what to do next."""
     out = console()
-    if not what.jobs:
+    if not what.jobs and not what.left:
         out.print("nothing to submit")
+        return
+    if not what.jobs:
+        out.print(
+            f"the cluster takes no more jobs of ours now: {what.left} runs are left for the same command", style="red"
+        )
         return
     jobs = f"job {what.jobs[0]}" if len(what.jobs) == 1 else f"{len(what.jobs)} job arrays ({', '.join(what.jobs)})"
     out.print(f"submitted {what.runs} runs in {what.tasks} tasks as {jobs}", style="bold")
@@ -180,6 +185,6 @@ def watch(sweep: SweepFolder) -> None:
             elif status["counts"] != said:
                 said = status["counts"]
                 out.print(status_lines(status))
-            if not any(run["state"] == "running" or run["queue"] for run in status["runs"]):
+            if status["slurm"] is None and not any(r["state"] == "running" or r["queue"] for r in status["runs"]):
                 return
             time.sleep(WATCH_SECONDS)

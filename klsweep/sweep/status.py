@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 from klsweep.record.claims import PATIENCE_SECONDS, Owner
 from klsweep.record.files import Row, last_row
-from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
+from klsweep.record.folder import RunFolder, SweepFolder
 from klsweep.sweep import cluster
-from klsweep.sweep.launch_slurm import log_file, submitted
+from klsweep.sweep.launch_slurm import log_file, mark, submitted
 
 LOST_SECONDS = 5 * PATIENCE_SECONDS  # without a heartbeat from a host that cannot be asked
 TRACEBACK_LINES = 3
+WAITING = ("pending", "preempted", "timeout")  # states in which a run is still to be tried by the job it is in
 
 
 class Observed(NamedTuple):
@@ -26,7 +27,12 @@ class Observed(NamedTuple):
     @property
     def is_active(self) -> bool:
         """True if something works on the run or will without being asked: it must not be launched again."""
-        return self.status["state"] == "running" or (self.queue is not None and self.status["state"] not in FINISHED)
+        return self.status["state"] == "running" or self.waits
+
+    @property
+    def waits(self) -> bool:
+        """True if a job in the queue, or at work on other runs, will come to this one."""
+        return self.queue is not None and self.status["state"] in WAITING
 
 
 def observe(sweep: SweepFolder, run_ids: Collection[str]) -> tuple[dict[str, Observed], str | None]:
@@ -42,9 +48,10 @@ def observe(sweep: SweepFolder, run_ids: Collection[str]) -> tuple[dict[str, Obs
     try:
         jobs = {run_id: job for run_id, job in submitted(sweep).items() if run_id in folders}
         jobs |= {run_id: status["job"]["id"] for run_id, status in statuses.items() if _works_in_job(status)}
-        open_jobs = {job for run_id, job in jobs.items() if statuses[run_id]["state"] not in FINISHED}
-        queue = cluster.queue(open_jobs)
-        ended = cluster.endings({job for job in open_jobs if job not in queue})
+        open_jobs = {job for run_id, job in jobs.items() if statuses[run_id]["state"] in ("running", *WAITING)}
+        queue = {name: job for name, job in cluster.queue(open_jobs).items() if job.comment.startswith(mark(sweep))}
+        asked = {jobs[run_id] for run_id in jobs if statuses[run_id]["state"] in ("running", "pending")}
+        ended = cluster.endings(asked - set(queue), mark(sweep))
     except cluster.NoAnswer as error:
         trouble, ended = str(error), {}
     found = {}
@@ -52,6 +59,8 @@ def observe(sweep: SweepFolder, run_ids: Collection[str]) -> tuple[dict[str, Obs
         status, job = statuses[run_id], jobs.get(run_id)
         queued = queue.get(job) if job else None
         ending = _ending(folder, status, queued, ended.get(job or "")) if trouble is None else None
+        if ending is not None and status["state"] == "pending" and folder.attempts.latest():
+            ending, status = None, folder.recorded()  # it has begun, and perhaps ended, since we looked
         if ending is None:
             status = folder.status() if status["state"] == "running" else status
         elif status["state"] == "pending":
@@ -72,10 +81,10 @@ def _ending(
 ) -> tuple[str, str] | None:
     """(state, cause) of an attempt that is over without having said so, or of a job that never got to its run.
 
-    None if there is no such thing. `ended` is how SLURM says that the run's job ended, None if it is in the queue.
+    None if there is no such thing. `ended` is how SLURM says that the run's job ended, None if it does not know.
     """
-    if status["state"] == "pending" and queued is None:
-        return ended
+    if status["state"] == "pending":
+        return ended if queued is None else None
     if status["state"] != "running":
         return None
     if (job := status.get("job")) is None:
@@ -84,7 +93,9 @@ def _ending(
             return None
         return "failed", f"vanished: no heartbeat from {owner.host} for {silent:.0f} s"
     if queued is None:
-        return ended
+        unknown = "failed", f"vanished: SLURM does not know job {job['id']}, and its heartbeat has stopped"
+        # silence about a job proves nothing while its heart beats: it may be another cluster's, or hidden from us
+        return ended or (unknown if folder.silent_seconds(status["attempt"]) > PATIENCE_SECONDS else None)
     if queued.restart > job["restart"] or queued.state == "PENDING":
         return "preempted", f"SLURM put job {job['id']} back into the queue before the next checkpoint"
     return None
@@ -116,7 +127,6 @@ def sweep_status(sweep: SweepFolder) -> dict[str, Any]:
 def _run_row(sweep: SweepFolder, planned: Row, observed: Observed) -> Row:
     status, queue = observed.status, observed.queue
     last = last_row(sweep.run(planned["run_id"]).timing) if status["state"] != "pending" else None
-    waits = queue is not None and status["state"] not in (*FINISHED, "running")
     return {
         **{key: planned[key] for key in ("run_id", "cell_id", "seed", "axes", "kl_coef", "fields")},
         "state": status["state"],
@@ -125,16 +135,20 @@ def _run_row(sweep: SweepFolder, planned: Row, observed: Observed) -> Row:
         "update": last["update"] if last else None,
         "updates": planned["updates"],
         "job": observed.job,
-        "queue": f"{queue.state} ({queue.reason})" if waits and queue else None,
+        "queue": _place(queue) if observed.waits and queue else None,
         "host": (queue.node if queue and queue.node else None) or status.get("owner", {}).get("host"),
     }
+
+
+def _place(queue: cluster.QueuedJob) -> str:
+    return "its job is at work on other runs" if queue.state == "RUNNING" else f"{queue.state} ({queue.reason})"
 
 
 def _failures(sweep: SweepFolder, runs: Iterable[Row], observed: dict[str, Observed]) -> list[Row]:
     """Runs that did not end well by cause, most first, with the last lines of one traceback or log."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for run in runs:
-        if run["state"] in ("failed", "timeout", "preempted") and run["queue"] is None:
+        if run["state"] == "failed" or (run["state"] in ("timeout", "preempted") and run["queue"] is None):
             groups.setdefault((run["state"], without_numbers(run["cause"] or "")), []).append(run)
     rows = []
     for (state, _), members in sorted(groups.items(), key=lambda group: -len(group[1])):

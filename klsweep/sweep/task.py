@@ -41,21 +41,22 @@ class Task:
         sweep = SweepFolder(Path(self.sweep))
         folders = [sweep.run(run_id) for run_id in self.runs]
         print(f"job {job.id}, start {job.restart}: {len(folders)} runs of {sweep.path}", flush=True)
-        waiting = folders
-        while waiting := self._due(waiting, job):
-            pool = Pool(
-                workers=self.concurrent,
-                threads=self._threads(),
-                on_update=lambda *_: None,
-                on_end=_say,
-                job=job,
-                gpus=_shares(os.environ.get("CUDA_VISIBLE_DEVICES", ""), self.concurrent),
-                grace_seconds=self.grace_seconds,
-            )
-            pool.run(waiting)
-            if pool.stopped is not None:
-                return self._leave(pool.stopped, job, waiting)
-            waiting = [folder for folder in waiting if folder.status()["state"] == "failed"]
+        with Pool(
+            workers=self.concurrent,
+            threads=self._threads(),
+            on_update=lambda *_: None,
+            on_end=_say,
+            job=job,
+            gpus=_shares(os.environ.get("CUDA_VISIBLE_DEVICES", ""), self.concurrent),
+            grace_seconds=self.grace_seconds,
+        ) as pool:
+            waiting = folders
+            while waiting := self._due(waiting, job):
+                pool.run(waiting)
+                if pool.stopped is not None:
+                    self._leave(pool.stopped, job, folders)
+                    break
+                waiting = [folder for folder in waiting if folder.status()["state"] == "failed"]
         return 0 if all(folder.status()["state"] in FINISHED for folder in folders) else 1
 
     def _due(self, folders: list[RunFolder], job: Job) -> list[RunFolder]:
@@ -63,7 +64,7 @@ class Task:
         left = [folder for folder in folders if folder.status()["state"] not in (*FINISHED, "cancelled")]
         return [folder for folder in left if not self.budget.give_up(folder, job)]
 
-    def _leave(self, reason: str, job: Job, folders: list[RunFolder]) -> int:
+    def _leave(self, reason: str, job: Job, folders: list[RunFolder]) -> None:
         """Stopped by a signal: back into the queue if that was the warning and there is something left to do."""
         if reason == "timeout" and self._due(folders, job):
             for pause in range(1, REQUEUE_TRIES + 1):
@@ -74,7 +75,6 @@ class Task:
                 except cluster.NoAnswer as error:
                     print(error, file=sys.stderr, flush=True)
                     time.sleep(pause)
-        return 1
 
     def _threads(self) -> int:
         """Torch threads of each worker: the CPUs of the task divided among them, unless given."""

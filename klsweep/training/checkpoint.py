@@ -5,6 +5,7 @@ optimiser, the waiting rollouts, what an adaptive β has come to, and the number
 follows from it: a resumed run drops the rows of later updates.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -144,6 +145,7 @@ def save_milestone(attempt: Attempt, update: int, network: Any, tokenizer: Any) 
     temporary = Path(tempfile.mkdtemp(dir=models, prefix=".writing."))
     network.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
+    attempt.check()
     _replace(temporary, models / f"update-{update:06d}")
 
 
@@ -156,8 +158,10 @@ def _write(attempt: Attempt, target: Path, files: Mapping[str, dict[str, Tensor]
         save_file(tensors, temporary / f"{name}.safetensors")
     digests = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
     _write_state(temporary, {**content, "sha256": digests})
+    attempt.flush_logs()
     attempt.check()  # writing may have taken long
     _replace(temporary, target)
+    attempt.check()  # before older ones are removed
 
 
 def _replace(temporary: Path, target: Path) -> None:
@@ -175,8 +179,9 @@ def _remove(folder: Path) -> None:
     """Delete a folder that is whole until its name is gone: half a checkpoint must not be taken for one."""
     gone = folder.with_name(f".removing.{folder.name}")
     shutil.rmtree(gone, ignore_errors=True)  # of a process that was killed
-    os.rename(folder, gone)
-    shutil.rmtree(gone)
+    with contextlib.suppress(FileNotFoundError):  # removed by a process that has lost its run
+        os.rename(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)  # a network file system keeps files that are still open
 
 
 def _flush(path: Path) -> None:
@@ -251,7 +256,7 @@ def _restore_optimiser(network: Any, optimiser: torch.optim.Optimizer, tensors: 
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
         device = "cpu" if entry == "step" else parameters[name].device  # where AdamW keeps them
-        optimiser.state[parameters[name]][entry] = value.to(device)
+        optimiser.state[parameters[name]][entry] = value.to(device, copy=True)  # not a view of the file
 
 
 _TENSORS = ("prompt_ids", "prompt_mask", "response_ids", "mask")
@@ -273,15 +278,16 @@ def _described(rollout: Rollout) -> dict[str, Any]:
 
 
 def _rollouts(described: list[dict[str, Any]], tensors: dict[str, Tensor]) -> list[Rollout]:
+    """Rollouts of their own memory: a loaded tensor is a view of a file that may be removed."""
     return [
         Rollout(
             **described[i],
             generation=Generation(
-                Tokens(*(tensors[f"{i}/{name}"] for name in _TENSORS)),
-                tensors[f"{i}/sampler_logprobs"],
-                tensors[f"{i}/truncated"],
+                Tokens(*(tensors[f"{i}/{name}"].clone() for name in _TENSORS)),
+                tensors[f"{i}/sampler_logprobs"].clone(),
+                tensors[f"{i}/truncated"].clone(),
             ),
-            rewards=tensors[f"{i}/rewards"],
+            rewards=tensors[f"{i}/rewards"].clone(),
         )
         for i in range(len(described))
     ]

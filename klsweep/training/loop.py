@@ -118,10 +118,11 @@ def train(
     if done == 0:
         rows = _base_evaluation(spec, artifacts, run_evaluation)
         record_update(0, record_evaluation(0, rows))
-    saved_at = time.monotonic()
+    saved, saved_at = state.update, time.monotonic()
     while done < settings.updates:
         if reason := should_stop():
-            save()
+            if saved != done:
+                save()
             return Outcome(reason)
         update, clock = done + 1, Clock()
         betas = objective.kl.betas(update, settings.updates, beta_scale)
@@ -161,13 +162,13 @@ def train(
             except FloatingPointError as error:
                 cause = cause or str(error)
         record_update(update, row)
+        if update in spec.checkpoint.keep_at:  # before the checkpoint: a run that goes on from that does not come here
+            checkpoint.save_milestone(attempt, update, network, tokenizer)
         due = done == settings.updates or time.monotonic() - saved_at >= settings.checkpoint_seconds
         if due and cause is None:  # a run killed while it ends as diverged must not go on after its divergence
             with clock.phase("checkpoint"):
                 save()
-            saved_at = time.monotonic()
-        if update in spec.checkpoint.keep_at:
-            checkpoint.save_milestone(attempt, update, network, tokenizer)
+            saved, saved_at = done, time.monotonic()
         attempt.append(folder.timing, [{"update": update, **clock.row(int(tokens.mask.sum().item()))}])
         if cause is not None:
             return Outcome("diverged", f"update {update}: {cause}")

@@ -86,7 +86,7 @@ def test_cancelled_runs_stop_and_come_back_only_when_asked(here, capsys):
     assert "nothing to retry" in capsys.readouterr().out
     here.klsweep("retry", trial.directory, "--only", "cancelled", "launcher.time=20", "launcher.array_parallelism=null")
     assert {
-        c["launcher"]["time"] for c in map(read_json, trial.sweep.submissions.path.glob("3/*.json")) if "tasks" in c
+        c["launcher"]["time"] for c in map(read_json, trial.sweep.submissions.path.glob("2/*.json")) if "tasks" in c
     } == {20}
     trial.finish()
     assert trial.check().endswith("bit-identical")
@@ -99,7 +99,7 @@ def test_what_is_queued_is_not_submitted_again_and_a_wider_grid_only_what_is_new
     narrow = trial.overrides
     trial.overrides = [*narrow, "seed=0,1,2", "launcher.array_parallelism=1"]
     out = trial.submit(HELD)
-    assert "submitted 4 runs in 4 tasks as job" in out
+    assert "submitted 4 runs in 4 tasks as 2 job arrays" in out
     trial.overrides = narrow
     page = here.root / "status.html"
     assert main(["status", trial.directory, "--html", str(page)]) == 0
@@ -131,7 +131,7 @@ def test_one_job_at_a_time_is_a_chain_of_arrays(arena):
 def test_without_slurm_nothing_is_submitted_and_states_say_so(here, monkeypatch, capsys):
     trial = Trial(here, "silent", pace=0.0)
     trial.submit(HELD)
-    monkeypatch.setenv("SLURM_CONF", "/no/such/slurm.conf")
+    monkeypatch.setenv("PATH", "/no/such/folder")
     arguments = ["sweep", *trial.overrides, "--config-dir", "conf"]
     assert main(arguments) == 2
     err = capsys.readouterr().err
@@ -179,7 +179,7 @@ def test_a_run_by_itself_its_logs_and_what_can_go(here, capsys):
 
 BAD = [
     (["launcher.profile=nowhere"], "launcher.profile='nowhere': no such profile (a path to a YAML file, or "),
-    (["launcher.time=soon"], "launcher.time='soon': expected minutes or [days-]hours:minutes[:seconds]"),
+    (["launcher.time=soon"], "launcher.time='soon': expected minutes or [days-]hours:minutes:seconds"),
     (["launcher.profile=null"], "launcher.time=null: give the time limit of a job"),
     (["launcher.time=1"], "launcher.signal_delay_s=120: must be less than launcher.time=1"),
     (["launcher.nodes=2"], "launcher.nodes=2: a run trains in one process, on one node"),

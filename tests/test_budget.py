@@ -1,0 +1,164 @@
+"""Budgets, costs and the pool of workers, without SLURM."""
+
+import json
+import time
+
+import pytest
+
+from klsweep.record.claims import Owner
+from klsweep.record.files import last_row, write_json
+from klsweep.record.folder import Job, RunFolder
+from klsweep.sweep.budget import Budget
+from klsweep.sweep.cost import Measured, estimate, seconds_of
+from klsweep.sweep.launch_slurm import _share, _slices
+from klsweep.sweep.status import observe, without_numbers
+from klsweep.sweep.task import _shares
+
+JOB = Job("7_1", 0)
+
+
+def run_with(tmp_path, ends: list[tuple[str, int]]) -> RunFolder:
+    """A run whose attempts ended as given, each having begun from an update."""
+    run = RunFolder(tmp_path / "s/runs/r")
+    run.path.mkdir(parents=True)
+    for state, start in ends:
+        attempt = run.claim()
+        assert attempt is not None
+        attempt.note(resumed_from=start)
+        attempt.finish(state, f"{state} for a reason")
+        (run.checkpoints / f"update-{start:06d}").mkdir(parents=True, exist_ok=True)
+        write_json(run.checkpoints / f"update-{start:06d}/state.json", {})
+    return run
+
+
+@pytest.mark.parametrize(
+    ("ends", "reason"),
+    [
+        ([], None),
+        ([("preempted", 1), ("preempted", 2)], None),
+        ([("preempted", n) for n in range(1, 5)], "4 attempts ended as preempted (launcher.max_preemptions=3)"),
+        ([("timeout", 1), ("preempted", 2), ("timeout", 3)], "2 attempts ended as timeout (launcher.max_timeouts=1)"),
+        ([("failed", 1)], "1 attempts ended as failed (launcher.max_failures=0)"),
+        (
+            [("preempted", 4), ("preempted", 4), ("timeout", 4)],
+            "no progress beyond update 4 in 3 attempts (launcher.max_without_progress)",
+        ),
+        ([("preempted", 4), ("preempted", 4), ("timeout", 5)], None),
+    ],
+)
+def test_each_budget_by_itself(tmp_path, ends, reason):
+    run = run_with(tmp_path, ends)
+    budget = Budget(max_preemptions=3, max_timeouts=1, max_failures=0, max_without_progress=3)
+    reason = reason and f"given up: {reason}"
+    assert budget.spent(run) == reason
+    given_up = budget.give_up(run, JOB)
+    assert given_up == (reason is not None)
+    if ends and ends[-1][0] == "failed":
+        assert run.status()["cause"] == "failed for a reason"  # its own cause stays
+    elif given_up:
+        assert (run.status()["state"], run.status()["cause"]) == ("failed", reason)
+    run.bring_back(uncancel=False)
+    assert budget.spent(run) is None
+
+
+def test_a_restarted_job_takes_its_run_from_its_living_predecessor(tmp_path):
+    run = RunFolder(tmp_path / "s/runs/r")
+    run.path.mkdir(parents=True)
+    first = run.claim(Job("7_1", 0))
+    assert first is not None
+    assert run.claim(Job("8_1", 0)) is None  # another job may not
+    assert run.claim(Job("7_1", 0)) is None
+    second = run.claim(Job("7_1", 1))
+    assert second is not None
+    ended = run.attempts.end_of(1)
+    assert ended is not None
+    assert (ended["state"], ended["cause"]) == ("preempted", "SLURM started job 7_1 again before it had ended")
+    assert first.finish("done")["state"] == "running"
+    assert second.finish("done")["state"] == "done"
+
+
+def test_a_cancelled_run_is_not_begun_and_one_at_work_is_told(tmp_path):
+    run = RunFolder(tmp_path / "s/runs/r")
+    run.path.mkdir(parents=True)
+    run.cancel()
+    assert run.claim() is None
+    assert (run.status()["state"], run.status()["attempt"]) == ("cancelled", 0)
+    run.bring_back(uncancel=True)
+    attempt = run.claim()
+    assert attempt is not None
+    run.cancel()
+    assert run.status()["state"] == "running"  # until it stops
+    assert attempt.finish("done")["state"] == "done"  # finished before it looked
+
+
+def test_a_run_of_another_machine_is_given_up_when_its_heart_stops(tmp_path, monkeypatch):
+    sweep = RunFolder(tmp_path / "s/runs/r").sweep
+    run = sweep.run("r")
+    run.path.mkdir(parents=True)
+    attempt = run.claim()
+    assert attempt is not None
+    elsewhere = Owner.me()._replace(host="elsewhere", pid=1)._asdict()
+    run.attempts.note(1, {"owner": elsewhere})
+    beat = run.attempts.heartbeat(1)
+    beat.touch()
+    assert observe(sweep, ["r"])[0]["r"].status["state"] == "running"
+    monkeypatch.setattr("klsweep.sweep.status.LOST_SECONDS", 0.05)
+    time.sleep(0.1)
+    found = observe(sweep, ["r"])[0]["r"].status
+    assert found["state"] == "failed"
+    assert found["cause"].startswith("vanished: no heartbeat from elsewhere for")
+    assert attempt.finish("done")["state"] == "failed"  # should it live after all: too late
+
+
+def row(model: str, updates: int = 100, seed: int = 0) -> dict:
+    return {"updates": updates, "seed": seed, "axes": {"model": model, "task": "add", "algorithm": "rloo"}}
+
+
+def test_cost_from_siblings_like_it_by_hand():
+    """Two small runs at 1 and 3 s per update, one large at 10: medians 2 and 10."""
+    small, large = row("small")["axes"], row("large")["axes"]
+    siblings = [Measured(small, 1.0, 1000), Measured(small, 3.0, 3000), Measured(large, 10.0, 9000)]
+    time_ = seconds_of(row("small"), siblings, [])
+    assert time_ is not None
+    assert (time_.expected, time_.low, time_.high) == (200.0, 100.0, 300.0)
+    assert time_.source == "2 finished runs of this sweep"
+    other = seconds_of(row("huge"), siblings, [])
+    assert other is not None
+    assert other.source == "3 finished runs of this sweep with another model, task or algorithm"
+    assert other.expected == 300.0
+    cost = estimate([row("small"), row("large"), row("large", 50)], gpus=2, share=1, siblings=siblings, calibrated=[])
+    assert cost is not None
+    assert cost.hours == pytest.approx((200 + 1000 + 500) * 2 / 3600)
+    assert cost.by_axis == {"model": pytest.approx({"small": 400 / 3600, "large": 3000 / 3600})}
+    assert (cost.unit, cost.disk, cost.longest_run, cost.slowest_update) == ("GPU-hours", 9000, 1000.0, 10.0)
+    assert estimate([row("small")], 0, 1, [], []) is None
+
+
+def test_a_throttle_is_divided_among_arrays_and_gpus_among_workers():
+    assert [_share(7, lane, 3) for lane in range(3)] == [3, 2, 2]
+    assert [_share(None, lane, 3) for lane in range(3)] == [None] * 3
+    assert list(_slices([1, 2, 3, 4, 5], 2)) == [[1, 2], [3, 4], [5]]
+    assert _shares("0,1,2,3", 2) == ["0,1", "2,3"]
+    assert _shares("0,1", 4) == ["0", "1"]
+    assert _shares("", 4) == []
+
+
+def test_causes_that_differ_in_numbers_alone_are_one():
+    one = "OSError: [Errno 28] No space left on device: '/scratch/run-17/x'"
+    assert without_numbers(one) == without_numbers(one.replace("17", "99"))
+    assert without_numbers("KeyError: a") != without_numbers("KeyError: b")
+
+
+def test_the_last_row_of_a_long_or_torn_file(tmp_path):
+    path = tmp_path / "x.jsonl"
+    assert last_row(path) is None
+    path.write_text("")
+    assert last_row(path) is None
+    rows = [{"update": n, "text": "x" * 3000} for n in range(100)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert last_row(path) == rows[-1]
+    with path.open("a") as stream:
+        stream.write('{"update": 100, "te')
+    assert last_row(path) == rows[-1]
+    path.write_text(json.dumps({"update": 1, "text": "y" * 100_000}) + "\n")
+    assert last_row(path) == {"update": 1, "text": "y" * 100_000}

@@ -1,16 +1,25 @@
 """Budgets, costs and the pool of workers, without SLURM."""
 
 import json
+import os
+import signal
+import subprocess
+import threading
 import time
 
 import pytest
+import yaml
+from pydantic import ValidationError
 
+from klsweep.config.compose import CONF
+from klsweep.errors import BadInput
 from klsweep.record.claims import Owner
 from klsweep.record.files import last_row, write_json
 from klsweep.record.folder import Job, RunFolder
 from klsweep.sweep.budget import Budget
 from klsweep.sweep.cost import Measured, estimate, seconds_of
-from klsweep.sweep.launch_slurm import _share, _slices
+from klsweep.sweep.launch_slurm import Slurm, _share, _slices, _uninterrupted, read_profile
+from klsweep.sweep.pool import Pool
 from klsweep.sweep.status import observe, without_numbers
 from klsweep.sweep.task import _shares
 
@@ -88,7 +97,14 @@ def test_a_cancelled_run_is_not_begun_and_one_at_work_is_told(tmp_path):
     assert attempt is not None
     run.cancel()
     assert run.status()["state"] == "running"  # until it stops
-    assert attempt.finish("done")["state"] == "done"  # finished before it looked
+    assert attempt.finish("cancelled")["state"] == "cancelled"
+    assert run.claim() is None
+    run.bring_back(uncancel=True)
+    assert run.status()["state"] == "preempted"
+    again = run.claim()
+    assert again is not None
+    run.cancel()
+    assert again.finish("done")["state"] == "done"  # finished before it looked
 
 
 def test_a_run_of_another_machine_is_given_up_when_its_heart_stops(tmp_path, monkeypatch):
@@ -141,6 +157,89 @@ def test_a_throttle_is_divided_among_arrays_and_gpus_among_workers():
     assert _shares("0,1,2,3", 2) == ["0,1", "2,3"]
     assert _shares("0,1", 4) == ["0", "1"]
     assert _shares("", 4) == []
+
+
+PROFILE = """\
+time: 4:00:00
+mem_gb: 1.5
+gres: gpu:h100:2
+sbatch: {mail-type: FAIL}
+"""
+
+
+def slurm(**fields) -> Slurm:
+    node = yaml.safe_load((CONF / "launcher/slurm.yaml").read_text())
+    node.pop("_target_")
+    return Slurm(**{**node, **fields})
+
+
+def test_a_profile_fills_in_what_the_launcher_leaves_open(tmp_path):
+    path = tmp_path / "site.yaml"
+    path.write_text(PROFILE)
+    settled = slurm(profile=str(path), mem_gb=3, time=None).settled()
+    assert (settled.minutes, settled.mem_gb, settled.gpus) == (240, 3, 2)  # 4:00:00 is no number of seconds here
+    parameters = settled.parameters("name", "comment", 5, None)
+    assert (parameters["time"], parameters["mem"], parameters["signal_delay_s"]) == (240, "3072M", 120)
+    assert parameters["additional_parameters"] == {"requeue": True, "mail-type": "FAIL"}
+    assert slurm(time="1-02:30:01").minutes == 1591
+    assert [slurm(gres=gres).gpus for gres in ("gpu", "gpu:3", "gpu:a100", "shard:2")] == [1, 3, 1, 0]
+    assert read_profile("example-gpu")["time"] == "4:00:00"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("time: soon", "launcher.time='soon': expected minutes or"),
+        ("time: 30:00", "launcher.time='30:00': expected minutes or"),
+        ("memory: 3", "memory: unknown key (keys: partition, account"),
+        ("- 3", "unknown key"),
+        ("a: [", "while parsing"),
+        ("time: 60\nsbatch: {comment: mine}", "launcher.sbatch.comment: klsweep sets it itself"),
+        ("time: 60\nnodes: 2", "launcher.nodes=2: a run trains in one process"),
+        ("\xff", "launcher.profile="),
+    ],
+)
+def test_a_bad_profile_is_one_line(tmp_path, content, message):
+    path = tmp_path / "site.yaml"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(BadInput) as error:
+        slurm(profile=str(path)).settled()
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_minutes_that_yaml_made_of_hours_are_refused():
+    with pytest.raises(ValidationError, match=r"launcher.time=14400 minutes: YAML reads an unquoted 4:00:00"):
+        slurm(time=14400)
+
+
+def test_an_interrupt_waits_until_the_submission_is_on_record():
+    done = []
+
+    @_uninterrupted()
+    def submit() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        subprocess.run(["sleep", "0.1"], check=True)  # as sbatch, which inherits the mask
+        done.append("recorded")
+
+    with pytest.raises(KeyboardInterrupt):
+        submit()
+    assert done == ["recorded"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_worker_that_does_not_stop_is_killed_and_its_run_ended(tmp_path, monkeypatch):
+    """The worker hangs before its first update, as one in a long update would; the pool gives it a second."""
+    run = RunFolder(tmp_path / "s/runs/r")
+    run.path.mkdir(parents=True)
+    os.mkfifo(run.config)  # reading it waits for ever
+    seen = []
+    with Pool(1, 1, lambda *_: None, lambda _, status: seen.append(status), JOB, grace_seconds=1.0) as pool:
+        threading.Timer(6.0, os.kill, (os.getpid(), signal.SIGUSR2)).start()
+        pool.run([run])
+        assert pool.stopped == "timeout"
+    assert (seen[0]["state"], seen[0]["cause"]) == ("timeout", "killed: no update ended in time after the signal")
+    assert seen[0]["job"] == {"id": "7_1", "restart": 0}
 
 
 def test_causes_that_differ_in_numbers_alone_are_one():

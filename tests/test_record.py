@@ -40,6 +40,30 @@ def test_a_torn_last_line_is_skipped_and_damage_elsewhere_is_not(tmp_path):
     assert list(read_rows(tmp_path / "absent.jsonl")) == []
 
 
+def test_what_does_not_fit_on_the_disk_is_not_half_appended(tmp_path):
+    path = tmp_path / "log.jsonl"
+    append_rows(path, [{"update": 1}])
+    size = path.stat().st_size
+    script = (
+        "import resource, signal, pathlib, sys; from klsweep.record.files import append_rows\n"
+        f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({size + 5},) * 2)\n"
+        "append_rows(pathlib.Path(sys.argv[1]), [{'update': 2}])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
+    assert "OSError: [Errno 28]" in done.stderr
+    append_rows(path, [{"update": 3}])
+    assert list(read_rows(path)) == [{"update": 1}, {"update": 3}]
+
+
+def test_a_damaged_turn_is_over_and_says_so(tmp_path):
+    run = folder(tmp_path)
+    assert run.claim() is not None
+    (run.attempt(1) / "attempt.json").write_text("")
+    assert run.status()["state"] == "failed"
+    assert run.status()["cause"].endswith("attempt.json is damaged")
+    assert run.claim() is not None
+
+
 def test_claims_are_exclusive_and_numbered(tmp_path):
     run = folder(tmp_path)
     assert run.status()["state"] == "pending"

@@ -77,14 +77,16 @@ def die_after(seconds: float) -> None:
 
 
 def contents(folder: RunFolder) -> dict[str, bytes]:
-    """Everything that may not differ: the logs, the evaluations, the weights."""
+    """Everything that may not differ: the logs, the evaluations, the weights, the milestones."""
     files = [folder.metrics, *sorted(folder.evaluations.iterdir()), *folder.checkpoints.glob("update-*/*.safetensors")]
+    files += folder.path.glob("models/*/*.safetensors")
     return {str(file.relative_to(folder.path)): file.read_bytes() for file in files}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [ADAPTIVE, STALE], ids=["on_policy", "off_policy"])
 def test_killed_anywhere_and_resumed_equals_undisturbed(overrides, tmp_path):
+    overrides = [*overrides, "checkpoint.keep_at=[3,8]"]
     whole = prepared(tmp_path / "whole", *overrides)
     began = time.monotonic()
     assert in_child(whole, lambda: None) == 0

@@ -104,8 +104,12 @@ class RunFolder:
         if number:
             claim, end = self.attempts.claim(number), self.attempts.end_of(number)
             status = {**claim, "attempt": number, **(end or {"state": "running", "cause": None})}
-        if status["state"] not in (*FINISHED, "running", "cancelled") and self.cancellation.exists():
-            status |= {"state": "cancelled", "cause": "klsweep cancel"}
+        if status["state"] not in (*FINISHED, "running"):
+            cancelled = self.cancellation.exists()
+            if cancelled:
+                status |= {"state": "cancelled", "cause": "klsweep cancel"}
+            elif status["state"] == "cancelled":
+                status |= {"state": "preempted", "cause": "cancelled, and brought back since"}
         return status
 
     def status(self) -> Row:

@@ -43,10 +43,14 @@ class QueuedJob:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the cluster allows: tasks of one array, and jobs (array tasks) that can be submitted now; None: unknown."""
+    """What the cluster allows: tasks of one array, and jobs (array tasks) that can be submitted now; None: unknown.
+
+    `cluster` is its name.
+    """
 
     array_size: int
     submittable: int | None
+    cluster: str
 
 
 def queue(ids: Collection[str] | None = None) -> dict[str, QueuedJob]:
@@ -165,7 +169,9 @@ def limits() -> Limits:
     room = [int(values["MaxJobCount"]) - 1] if "MaxJobCount" in values else []
     room += _association_limits()
     mine = len(queue()) if room else 0
-    return Limits(max(1, int(values.get("MaxArraySize", 1001))), max(0, min(room) - mine) if room else None)
+    return Limits(
+        max(1, int(values.get("MaxArraySize", 1001))), max(0, min(room) - mine) if room else None, values["ClusterName"]
+    )
 
 
 def _association_limits() -> list[int]:

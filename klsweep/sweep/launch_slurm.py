@@ -223,6 +223,7 @@ def submit(sweep: SweepFolder, number: int, wanted: Mapping[str, Slurm], code: P
         name = f"chunk-{index}"
         comment = f"{mark(sweep)}{number}:{name}"
         record = {"comment": comment, "tasks": chunk, "launcher": _plain(launcher), "code": str(code)}
+        record["cluster"] = limits.cluster
         throttle = _share(parallel, lane, len(lanes)) or len(chunk)
         parameters = launcher.parameters(sweep.name, comment, throttle, lanes[lane])
         if not sweep.submissions.holds(number):
@@ -280,6 +281,11 @@ def submitted(sweep: SweepFolder) -> dict[str, str]:
             if chunk["comment"] in queued:
                 found |= _tasks(chunk, queued[chunk["comment"]])
     return found
+
+
+def clusters(sweep: SweepFolder) -> set[str]:
+    """Names of the clusters that the sweep's jobs were submitted to."""
+    return {read_json(file)["cluster"] for file in sweep.submissions.path.glob("*/chunk-*.json")}
 
 
 def _is_open(sweep: SweepFolder, chunk: Mapping[str, Any]) -> bool:

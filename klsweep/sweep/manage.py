@@ -20,7 +20,7 @@ from klsweep.sweep.launch_local import Local
 from klsweep.sweep.launch_slurm import Submission, log_file, submitted
 from klsweep.sweep.plan import write_config
 from klsweep.sweep.run import launchers_of, run_here, submit_runs
-from klsweep.sweep.status import Observed, observe
+from klsweep.sweep.status import Observed, observe, queued
 
 RETRIED = ("failed", "timeout", "preempted")
 
@@ -110,13 +110,11 @@ def cancel(sweep: SweepFolder, run_ids: Sequence[str]) -> list[str]:
     marked = [run_id for run_id, state in states.items() if state not in (*FINISHED, "cancelled")]
     for run_id in marked:
         sweep.run(run_id).cancel()
-    observed, trouble = observe(sweep, rows)
-    if trouble is not None:
-        raise BadInput(f"the runs are marked and will not begin, but their jobs could not be ended ({trouble})")
-    needed = {s.job for r, s in observed.items() if s.status["state"] not in FINISHED and not _is_cancelled(sweep, r)}
-    idle = {seen.job for seen in observed.values() if seen.queue is not None} - needed
     try:
-        cluster.cancel([job for job in idle if job is not None])
+        jobs = submitted(sweep)
+        needed = {job for run_id, job in jobs.items() if _needs_job(sweep.run(run_id))}
+        idle = {jobs[run_id] for run_id in run_ids or rows if run_id in jobs} - needed
+        cluster.cancel(idle & queued(sweep, idle).keys())
     except cluster.NoAnswer as error:
         raise BadInput(f"the runs are marked and will not begin, but their jobs could not be ended: {error}") from error
     for run_id in marked:
@@ -125,8 +123,8 @@ def cancel(sweep: SweepFolder, run_ids: Sequence[str]) -> list[str]:
     return marked
 
 
-def _is_cancelled(sweep: SweepFolder, run_id: str) -> bool:
-    return sweep.run(run_id).cancellation.exists()
+def _needs_job(folder: RunFolder) -> bool:
+    return folder.status()["state"] not in FINISHED and not folder.cancellation.exists()
 
 
 def run_again(folder: RunFolder, into: Path | None) -> tuple[RunFolder, int]:

@@ -10,7 +10,7 @@ from klsweep.record.claims import PATIENCE_SECONDS, Owner
 from klsweep.record.files import Row, last_row
 from klsweep.record.folder import RunFolder, SweepFolder
 from klsweep.sweep import cluster
-from klsweep.sweep.launch_slurm import log_file, mark, submitted
+from klsweep.sweep.launch_slurm import clusters, log_file, mark, submitted
 
 LOST_SECONDS = 5 * PATIENCE_SECONDS  # without a heartbeat from a host that cannot be asked
 TRACEBACK_LINES = 3
@@ -49,16 +49,18 @@ def observe(sweep: SweepFolder, run_ids: Collection[str]) -> tuple[dict[str, Obs
         jobs = {run_id: job for run_id, job in submitted(sweep).items() if run_id in folders}
         jobs |= {run_id: status["job"]["id"] for run_id, status in statuses.items() if _works_in_job(status)}
         open_jobs = {job for run_id, job in jobs.items() if statuses[run_id]["state"] in ("running", *WAITING)}
-        queue = {name: job for name, job in cluster.queue(open_jobs).items() if job.comment.startswith(mark(sweep))}
-        asked = {jobs[run_id] for run_id in jobs if statuses[run_id]["state"] in ("running", "pending")}
-        ended = cluster.endings(asked - set(queue), mark(sweep))
+        queue = queued(sweep, open_jobs)
+        asked = {jobs[run_id] for run_id in jobs if statuses[run_id]["state"] in ("running", "pending")} - set(queue)
+        if asked and (here := cluster.limits().cluster) not in (names := clusters(sweep)):
+            raise cluster.NoAnswer(f"this is cluster {here}, and the jobs are on {', '.join(sorted(names))}")
+        ended = cluster.endings(asked, mark(sweep))
     except cluster.NoAnswer as error:
         trouble, ended = str(error), {}
     found = {}
     for run_id, folder in folders.items():
         status, job = statuses[run_id], jobs.get(run_id)
-        queued = queue.get(job) if job else None
-        ending = _ending(folder, status, queued, ended.get(job or "")) if trouble is None else None
+        place = queue.get(job) if job else None
+        ending = _ending(folder, status, job, place, ended.get(job or "")) if trouble is None else None
         if ending is not None and status["state"] == "pending" and folder.attempts.latest():
             ending, status = None, folder.recorded()  # it has begun, and perhaps ended, since we looked
         if ending is None:
@@ -68,8 +70,13 @@ def observe(sweep: SweepFolder, run_ids: Collection[str]) -> tuple[dict[str, Obs
             status = {**status, "state": state, "cause": f"never started: {ending[1].removeprefix('vanished: ')}"}
         else:
             status = _end(folder, status, *ending)
-        found[run_id] = Observed(status, job, queued)
+        found[run_id] = Observed(status, job, place)
     return found, trouble
+
+
+def queued(sweep: SweepFolder, jobs: Collection[str]) -> dict[str, cluster.QueuedJob]:
+    """Which of these jobs are in the queue, and are this sweep's: an id may come again on another cluster."""
+    return {name: job for name, job in cluster.queue(jobs).items() if job.comment.startswith(mark(sweep))}
 
 
 def _works_in_job(status: Row) -> bool:
@@ -77,27 +84,28 @@ def _works_in_job(status: Row) -> bool:
 
 
 def _ending(
-    folder: RunFolder, status: Row, queued: cluster.QueuedJob | None, ended: tuple[str, str] | None
+    folder: RunFolder, status: Row, job: str | None, place: cluster.QueuedJob | None, ended: tuple[str, str] | None
 ) -> tuple[str, str] | None:
     """(state, cause) of an attempt that is over without having said so, or of a job that never got to its run.
 
     None if there is no such thing. `ended` is how SLURM says that the run's job ended, None if it does not know.
     """
     if status["state"] == "pending":
-        return ended if queued is None else None
+        waits = job is None or place is not None
+        return None if waits else ended or ("failed", f"SLURM no longer knows job {job}")
     if status["state"] != "running":
         return None
-    if (job := status.get("job")) is None:
+    if (working := status.get("job")) is None:
         owner, silent = Owner(**status["owner"]), folder.silent_seconds(status["attempt"])
         if owner.is_here() or silent < LOST_SECONDS:
             return None
         return "failed", f"vanished: no heartbeat from {owner.host} for {silent:.0f} s"
-    if queued is None:
-        unknown = "failed", f"vanished: SLURM does not know job {job['id']}, and its heartbeat has stopped"
+    if place is None:
+        unknown = "failed", f"vanished: SLURM does not know job {job}, and its heartbeat has stopped"
         # silence about a job proves nothing while its heart beats: it may be another cluster's, or hidden from us
         return ended or (unknown if folder.silent_seconds(status["attempt"]) > PATIENCE_SECONDS else None)
-    if queued.restart > job["restart"] or queued.state == "PENDING":
-        return "preempted", f"SLURM put job {job['id']} back into the queue before the next checkpoint"
+    if place.restart > working["restart"] or place.state == "PENDING":
+        return "preempted", f"SLURM put job {job} back into the queue before the next checkpoint"
     return None
 
 

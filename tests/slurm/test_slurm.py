@@ -12,7 +12,7 @@ import pytest
 from klsweep.cli import main
 from klsweep.record.files import read_json
 from klsweep.sweep.status import sweep_status
-from tests.slurm.arena import MAX_ARRAY, Trial, rows_of, shell, wait_until
+from tests.slurm.arena import LOCAL_CLUSTER, MAX_ARRAY, Trial, rows_of, shell, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 HELD = "launcher.sbatch={begin: now+1hour}"
@@ -77,7 +77,7 @@ def test_cancelled_runs_stop_and_come_back_only_when_asked(here, capsys):
     assert "cancelled 4 runs" in capsys.readouterr().out
     status = trial.settle()
     assert status["counts"] == {"cancelled": 4}
-    assert shell("squeue", "-h", "--name", trial.sweep.name) == ""
+    wait_until(lambda: shell("squeue", "-h", "--name", trial.sweep.name) == "", "an empty queue")
     again = trial.submit()
     assert "4 cancelled (klsweep retry --only cancelled), 0 to run" in again
     assert trial.settle()["counts"] == {"cancelled": 4}
@@ -139,11 +139,38 @@ def test_without_slurm_nothing_is_submitted_and_states_say_so(here, monkeypatch,
     assert err.count("\n") == 1
     assert main(["status", trial.directory]) == 0
     assert "SLURM does not answer, so states are as last recorded" in capsys.readouterr().out
-    for command in (["retry"], ["cancel"], ["clean"]):
-        assert main([*command, trial.directory]) == 2
-        assert "SLURM does not answer" in capsys.readouterr().err or command == ["cancel"]
+    for command, said in (
+        ("retry", "SLURM does not answer"),
+        ("clean", "SLURM does not"),
+        ("cancel", "are marked and"),
+    ):
+        assert main([command, trial.directory]) == 2
+        assert said in capsys.readouterr().err
     monkeypatch.undo()
-    assert main(["cancel", str(here.root / trial.directory)]) == 0
+    assert sweep_status(trial.sweep)["counts"] == {"cancelled": 1}
+    assert main(["cancel", str(trial.sweep.path)]) == 0  # nothing left to mark, but its job still waits
+    wait_until(lambda: shell("squeue", "-h", "--name", trial.sweep.name) == "", "an empty queue")
+
+
+def test_another_clusters_silence_ends_nothing(here, monkeypatch):
+    """SLURM_CONF points to a cluster that does not know the job, and has none: the run goes on and is done once."""
+    trial = Trial(here, "elsewhere", pace=0.2)
+    trial.submit()
+    trial.strike_point()
+    other = here.root / "other"
+    command = [sys.executable, str(LOCAL_CLUSTER), "--state", str(other)]
+    subprocess.run([*command, "start"], check=True, capture_output=True)
+    with monkeypatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(other / "slurm.conf"))
+        for _ in range(3):
+            status = trial.status()
+            assert [run["state"] for run in status["runs"]] == ["running"]
+            assert status["slurm"] is not None
+            assert status["slurm"].startswith("this is cluster klsweep-")
+    subprocess.run([*command, "stop"], check=True, capture_output=True)
+    trial.pace(0.0)
+    trial.finish()
+    assert trial.check() == "attempts 1, bit-identical"
 
 
 def test_a_run_by_itself_its_logs_and_what_can_go(here, capsys):
@@ -151,6 +178,8 @@ def test_a_run_by_itself_its_logs_and_what_can_go(here, capsys):
     trial = Trial(here, "alone", pace=0.05)
     trial.submit()
     trial.strike_point()
+    assert main(["clean", trial.directory]) == 0
+    assert "removed 0 entries" in capsys.readouterr().out  # all of it is in use
     shell("scancel", trial.job())
     trial.settle()
     run = str(trial.run.path)
@@ -212,6 +241,8 @@ BAD_RETRIES = [
     ("launcher.tme=3", "launcher.tme: unknown key (did you mean 'time'?"),
     ("launcher.time=1,2", "launcher.time=1,2: give one value to a dotted key"),
     ("launcher=local", "launcher=local: give one value to a dotted key"),
+    ("choices.model=x", "choices.model is a scientific field"),
+    ("model.path=/no/such/model", "model.path='/no/such/model': no such folder"),
     ("launcher.runs_per_job=0", "launcher.runs_per_job=0: Input should be greater than 0"),
 ]
 
@@ -223,6 +254,8 @@ def test_what_a_retry_may_not_change(here, capsys):
     for override, message in BAD_RETRIES:
         assert main(["retry", trial.directory, override]) == 2
         assert message in capsys.readouterr().err
+    assert main(["retry", trial.directory, "--only", ""]) == 2
+    assert "--only='': give a state" in capsys.readouterr().err
     assert main(["cancel", trial.directory, "r1-nope"]) == 2
     assert "r1-nope: no run of" in capsys.readouterr().err
     assert main(["logs", trial.directory]) == 2

@@ -18,8 +18,9 @@ from klsweep.record.files import last_row, write_json
 from klsweep.record.folder import Job, RunFolder
 from klsweep.sweep.budget import Budget
 from klsweep.sweep.cost import Measured, estimate, seconds_of
-from klsweep.sweep.launch_slurm import Slurm, _share, _slices, _uninterrupted, read_profile
+from klsweep.sweep.launch_slurm import _share, _slices, _uninterrupted
 from klsweep.sweep.pool import Pool
+from klsweep.sweep.resources import Slurm, read_profile
 from klsweep.sweep.status import observe, without_numbers
 from klsweep.sweep.task import _shares
 

@@ -68,6 +68,7 @@ def test_a_sweep_trains_every_cell_and_prints_a_table(sweep):
         environment = json.loads((run / "env.json").read_text())
         assert environment["packages"]["torch"].startswith("2.")
         assert environment["threads"] == 1
+        assert (environment["device"], environment["resumed_run_equals"]) == ("cpu", "every byte")
     assert len(list((folder / "sweeps/default/artifacts").glob("b1-*"))) == 1
     assert not (folder / "outputs").exists()
     (launch,) = yaml.safe_load((folder / "sweeps/default/sweep.yaml").read_text())

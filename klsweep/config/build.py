@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from klsweep.rollout.buffer import Sampling
     from klsweep.rollout.engine import Engine
     from klsweep.sweep.launch_local import Local
-    from klsweep.sweep.launch_slurm import Slurm
+    from klsweep.sweep.resources import Slurm
     from klsweep.tasks.base import Task
     from klsweep.tasks.reward import Verifier
     from klsweep.tracking import Wandb

@@ -58,9 +58,6 @@ def load_policy(model: Model) -> tuple[Any, Any]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    device = model.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(model.location, revision=model.revision, padding_side="left")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -71,7 +68,14 @@ def load_policy(model: Model) -> tuple[Any, Any]:
         attn_implementation=model.attention,
         use_safetensors=True,
     )
-    return network.to(device).eval(), tokenizer
+    return network.to(device_of(model)).eval(), tokenizer
+
+
+def device_of(model: Model) -> str:
+    """Where the model runs: its `device`, or for `auto` the GPU if there is one."""
+    if model.device != "auto":
+        return model.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def response_distributions(network: Any, tokens: Tokens, temperature: float) -> Tensor:

@@ -17,8 +17,9 @@ from klsweep.errors import BadInput
 from klsweep.record.claims import Turns
 from klsweep.record.files import read_json, write_json
 from klsweep.sweep import cluster
-from klsweep.sweep.launch_slurm import Slurm, sbatch
+from klsweep.sweep.launch_slurm import sbatch
 from klsweep.sweep.plan import Plan
+from klsweep.sweep.resources import Slurm
 from klsweep.sweep.run import launchers_of
 from klsweep.sweep.snapshot import snapshot
 from klsweep.sweep.task import this_job

@@ -18,6 +18,8 @@ from klsweep.record.files import Row, write_json
 from klsweep.record.folder import Attempt, Job, Lost, RunFolder
 
 OnUpdate = Callable[[int, Row], None]
+# What a resumed run has in common with an undisturbed one, by device.
+RESUMED = {"cpu": "every byte", "cuda": "the rollouts sampled before; later ones and weights up to rounding"}
 ShouldStop = Callable[[], str | None]  # why to stop: preempted, timeout
 
 
@@ -53,6 +55,7 @@ def execute(
 def _train(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate, threads: int) -> tuple[str, str | None]:
     import torch
 
+    from klsweep.model.policy import device_of
     from klsweep.objective.objective import build_objective
     from klsweep.tracking import Tracker
     from klsweep.training.loop import train
@@ -62,7 +65,9 @@ def _train(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate, threa
     spec = Builder().run_spec(config)
     attempt.note(eval_id=eval_id(spec))
     torch.set_num_threads(folder.threads() or threads)  # another number might round differently
-    write_json(folder.environment, {**environment(), "threads": torch.get_num_threads()})
+    device = device_of(spec.model)
+    found = {"threads": torch.get_num_threads(), "device": device, "resumed_run_equals": RESUMED[device]}
+    write_json(folder.environment, {**environment(), **found})
     identity = canonical(spec.simplified(build_objective(*spec.objective_parts)))
     tracker = Tracker.start(
         spec.wandb,

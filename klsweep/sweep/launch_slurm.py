@@ -1,188 +1,26 @@
-"""The SLURM launcher: what a run's job asks for, and submitting runs as job arrays through submitit."""
+"""Submitting runs to SLURM as job arrays, through submitit."""
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import json
 import os
-import re
 import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import yaml
-from annotated_types import Ge
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
-
-from klsweep.component import component
-from klsweep.config.build import one_line
-from klsweep.errors import BadInput
-from klsweep.record.files import read_json, write_json
-from klsweep.record.folder import FINISHED, SweepFolder
+from klsweep.record.files import write_json
+from klsweep.record.folder import SweepFolder
 from klsweep.sweep import cluster
-from klsweep.sweep.budget import Budget
+from klsweep.sweep.resources import Slurm
+from klsweep.sweep.submissions import mark
 from klsweep.sweep.task import MARGIN_SECONDS, Task
 
-PROFILES = Path(__file__).resolve().parent.parent / "slurm"
-RESOURCES = (
-    "partition",
-    "account",
-    "qos",
-    "gres",
-    "constraint",
-    "time",
-    "mem_gb",
-    "cpus_per_task",
-    "gpus_per_node",
-    "nodes",
-    "setup",
-    "sbatch",
-    "python",
-)
-_TIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]?\d):([0-5]?\d)")
-OURS = {"array", "comment", "error", "job-name", "nodes", "ntasks", "open-mode", "output", "requeue", "signal", "time"}
 BLOCKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@component
-class Slurm:
-    """The `launcher=slurm` node. Resources that are null come from the profile, or else from the cluster's defaults.
-
-    `time` is "[days-]hours:minutes:seconds" or minutes; `sbatch` any further options of sbatch by their long names.
-    """
-
-    profile: str | None
-    partition: str | None
-    account: str | None
-    qos: str | None
-    gres: str | None
-    constraint: str | None
-    time: str | PositiveInt | None
-    mem_gb: PositiveFloat | PositiveInt | None
-    cpus_per_task: PositiveInt | None
-    gpus_per_node: PositiveInt | None
-    nodes: PositiveInt | None
-    setup: list[str] | None
-    sbatch: dict[str, Any] | None
-    python: str | None
-    runs_per_job: PositiveInt
-    concurrent: PositiveInt
-    threads: PositiveInt | None
-    array_parallelism: PositiveInt | None
-    signal_delay_s: Annotated[int, Ge(30)]
-    max_preemptions: NonNegativeInt
-    max_timeouts: NonNegativeInt
-    max_failures: NonNegativeInt
-    max_without_progress: PositiveInt
-    dirty: Literal["record", "refuse"]
-    max_hours: PositiveFloat | PositiveInt | None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.time, str) and not _TIME.fullmatch(self.time):
-            raise ValueError(f"launcher.time={self.time!r}: expected minutes or [days-]hours:minutes:seconds")
-        if self.concurrent > self.runs_per_job:
-            raise ValueError(
-                f"launcher.concurrent={self.concurrent}: at most launcher.runs_per_job={self.runs_per_job}"
-            )
-        if isinstance(self.time, int) and self.time >= 3600 and self.time % 60 == 0:
-            raise ValueError(
-                f"launcher.time={self.time} minutes: YAML reads an unquoted 4:00:00 as such a number; quote it, or "
-                "write days as '3-00:00:00'"
-            )
-        if taken := sorted(OURS & {str(key).replace("_", "-") for key in self.sbatch or {}}):
-            raise ValueError(f"launcher.sbatch.{taken[0]}: klsweep sets it itself")
-        if (self.nodes or 1) > 1:
-            raise ValueError(f"launcher.nodes={self.nodes}: a run trains in one process, on one node")
-
-    def settled(self) -> "Slurm":
-        """With the profile's values where ours are null. BadInput if the profile or the outcome is not sound."""
-        profile = read_profile(self.profile) if self.profile is not None else {}
-        given = {key: value for key, value in profile.items() if getattr(self, key) is None}
-        try:
-            settled = dataclasses.replace(self, **given)
-        except ValidationError as error:
-            raise BadInput(f"profile {self.profile}: {one_line(error, Slurm, 'launcher.')}") from error
-        if settled.time is None:
-            raise BadInput("launcher.time=null: give the time limit of a job, here or in the profile (e.g. 4:00:00)")
-        if settled.minutes * 60 <= self.signal_delay_s:
-            raise BadInput(
-                f"launcher.signal_delay_s={self.signal_delay_s}: must be less than launcher.time={settled.time}"
-            )
-        return settled
-
-    @property
-    def minutes(self) -> int:
-        """The time limit in minutes, rounded up."""
-        if self.time is None or isinstance(self.time, int):
-            return self.time or 0
-        match = _TIME.fullmatch(self.time)
-        assert match is not None
-        days, hours, minutes, seconds = (int(group or 0) for group in match.groups())
-        return days * 1440 + hours * 60 + minutes + (seconds > 0)
-
-    @property
-    def budget(self) -> Budget:
-        return Budget(self.max_preemptions, self.max_timeouts, self.max_failures, self.max_without_progress)
-
-    @property
-    def gpus(self) -> int:
-        """GPUs of a job, 0 if none are asked for."""
-        in_gres = re.search(r"\bgpu(?::[a-zA-Z][\w.-]*)?(?::(\d+))?", self.gres or "")
-        return self.gpus_per_node or (int(in_gres[1] or 1) if in_gres else 0)
-
-    def parameters(self, name: str, comment: str, parallelism: int, dependency: str | None) -> dict[str, Any]:
-        """What submitit's executor is told."""
-        cpus = self.cpus_per_task
-        return {
-            "job_name": name,
-            **{key: getattr(self, key) for key in ("partition", "account", "qos", "gres", "constraint")},
-            "time": self.minutes,
-            "mem": f"{int(self.mem_gb * 1024)}M" if self.mem_gb is not None else None,
-            "cpus_per_task": cpus,
-            "gpus_per_node": self.gpus_per_node,
-            "nodes": 1,
-            "signal_delay_s": self.signal_delay_s,
-            "array_parallelism": parallelism,
-            "comment": comment,
-            "dependency": dependency,
-            "srun_args": [f"--cpus-per-task={cpus}"] if cpus else [],  # srun does not inherit it since SLURM 22.05
-            "additional_parameters": {"requeue": True, **(self.sbatch or {})},
-        }
-
-
-class _ProfileLoader(yaml.SafeLoader):
-    """YAML in which 4:00:00 is a text, not the number of seconds in four hours."""
-
-
-_ProfileLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_ProfileLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?\d+$"), list("-+0123456789"))
-_ProfileLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+\.\d*$"), list("-+0123456789"))
-
-
-def read_profile(name: str) -> dict[str, Any]:
-    """A site's resources: a YAML file by path, or by name from ./slurm or the shipped profiles."""
-    folders = [Path("slurm"), PROFILES]
-    found = [folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()]
-    path = Path(name) if name.endswith((".yaml", ".yml")) else found[0] if found else None
-    if path is None or not path.is_file():
-        known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
-        raise BadInput(f"launcher.profile={name!r}: no such profile (a path to a YAML file, or {', '.join(known)})")
-    try:
-        values = yaml.load(path.read_text(), Loader=_ProfileLoader) or {}
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"launcher.profile={name!r}: {' '.join(str(error).split())}") from error
-    unknown = sorted(map(str, set(values) - set(RESOURCES))) if isinstance(values, dict) else [repr(values)]
-    if unknown:
-        raise BadInput(f"{path}: {unknown[0]}: unknown key (keys: {', '.join(RESOURCES)})")
-    return values
 
 
 @dataclass(frozen=True)
@@ -254,55 +92,6 @@ def _submit_chunk(
 
 def _plain(launcher: Slurm) -> dict[str, Any]:
     return dataclasses.asdict(launcher)  # pyright: ignore[reportArgumentType]
-
-
-def mark(sweep: SweepFolder) -> str:
-    """What the comments of this sweep's jobs begin with: job ids alone may come again on another cluster."""
-    return f"klsweep:{hashlib.sha256(str(sweep.path.resolve()).encode()).hexdigest()[:12]}:"
-
-
-def submitted(sweep: SweepFolder) -> dict[str, str]:
-    """The job, or task of an array, that each run was last submitted with. NoAnswer if SLURM has to be asked and does
-    not answer: a launcher that was killed in between may have submitted what it had no time to write down."""
-    found = {}
-    unsure: list[dict[str, Any]] = []
-    for number in range(1, sweep.submissions.latest() + 1):
-        folder = sweep.submissions.folder(number)
-        for file in sorted(folder.glob("chunk-*.json"), key=lambda f: int(f.stem.partition("-")[2])):
-            chunk = read_json(file)
-            job = read_json(file.with_suffix(".job"))
-            if job is None:
-                unsure += [chunk] if _is_open(sweep, chunk) else []
-            else:
-                found |= _tasks(chunk, job["job"])
-    if unsure:
-        queued = {job.comment: name.split("_")[0] for name, job in cluster.queue().items()}
-        for chunk in unsure:
-            if chunk["comment"] in queued:
-                found |= _tasks(chunk, queued[chunk["comment"]])
-    return found
-
-
-def clusters(sweep: SweepFolder) -> set[str]:
-    """Names of the clusters that the sweep's jobs were submitted to."""
-    return {read_json(file)["cluster"] for file in sweep.submissions.path.glob("*/chunk-*.json")}
-
-
-def _is_open(sweep: SweepFolder, chunk: Mapping[str, Any]) -> bool:
-    """True if a run of the chunk is not finished."""
-    return any(sweep.run(run).status()["state"] not in FINISHED for task in chunk["tasks"] for run in task)
-
-
-def _tasks(chunk: Mapping[str, Any], job: str) -> dict[str, str]:
-    """Job or array task of each run of a chunk; an array of one is a plain job."""
-    tasks = chunk["tasks"]
-    return {run: f"{job}_{i}" if len(tasks) > 1 else job for i, task in enumerate(tasks) for run in task}
-
-
-def log_file(sweep: SweepFolder, job: str, stream: str) -> Path | None:
-    """What a job wrote outside of any run: `stream` is out or err."""
-    files = sorted(sweep.submissions.path.glob(f"*/logs/{job}_0_log.{stream}"))
-    return files[-1] if files else None
 
 
 def _task(sweep: SweepFolder, launcher: Slurm, run_ids: Sequence[str]) -> Task:

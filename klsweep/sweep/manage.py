@@ -17,10 +17,11 @@ from klsweep.record.files import Row
 from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
 from klsweep.sweep import cluster
 from klsweep.sweep.launch_local import Local
-from klsweep.sweep.launch_slurm import Submission, log_file, submitted
+from klsweep.sweep.launch_slurm import Submission
 from klsweep.sweep.plan import write_config
 from klsweep.sweep.run import launchers_of, run_here, submit_runs
 from klsweep.sweep.status import Observed, observe, queued
+from klsweep.sweep.submissions import log_file, submitted
 
 RETRIED = ("failed", "timeout", "preempted")
 

@@ -15,14 +15,16 @@ from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
 from klsweep.sweep import cluster
 from klsweep.sweep.cost import Cost, Measured, calibration, estimate, measured
 from klsweep.sweep.launch_local import Local, launch
-from klsweep.sweep.launch_slurm import Slurm, Submission, submit
+from klsweep.sweep.launch_slurm import Submission, submit
 from klsweep.sweep.plan import Plan, write_config, write_plan
 from klsweep.sweep.progress import SweepProgress
+from klsweep.sweep.resources import Slurm
 from klsweep.sweep.snapshot import snapshot
 from klsweep.sweep.status import observe
 from klsweep.terminal import console
 
 CALIBRATION_UPDATES = 3
+MEASURED_RUNS = 100  # finished runs looked at for an estimate: reading a thousand takes longer than it tells
 POLL_SECONDS = 2.0
 
 
@@ -142,7 +144,7 @@ def plan_cost(plan: Plan) -> Cost | None:
     first = next(iter(launchers.values())) if isinstance(launchers, dict) else None
     gpus, share = (first.gpus, first.concurrent) if first else (0, 1)
     finished = [run.row for run in plan.runs if run.run_id in plan.finished]
-    siblings = measured(plan.folder, finished)
+    siblings = measured(plan.folder, finished[:: 1 + len(finished) // MEASURED_RUNS])
     return estimate([run.row for run in plan.to_run], gpus, share, siblings, calibration(plan.folder))
 
 

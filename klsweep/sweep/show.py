@@ -15,7 +15,8 @@ from rich.text import Text
 
 from klsweep.cells import describe
 from klsweep.record.folder import SweepFolder
-from klsweep.sweep.launch_slurm import Slurm, Submission
+from klsweep.sweep.launch_slurm import Submission
+from klsweep.sweep.resources import Slurm
 from klsweep.sweep.status import sweep_status
 from klsweep.terminal import console
 

@@ -10,7 +10,7 @@ from klsweep.record.claims import PATIENCE_SECONDS, Owner
 from klsweep.record.files import Row, last_row
 from klsweep.record.folder import RunFolder, SweepFolder
 from klsweep.sweep import cluster
-from klsweep.sweep.launch_slurm import clusters, log_file, mark, submitted
+from klsweep.sweep.submissions import clusters, log_file, mark, submitted
 
 LOST_SECONDS = 5 * PATIENCE_SECONDS  # without a heartbeat from a host that cannot be asked
 TRACEBACK_LINES = 3

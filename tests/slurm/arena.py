@@ -13,8 +13,8 @@ from typing import Any
 
 from klsweep.record.files import read_rows
 from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
-from klsweep.sweep.launch_slurm import submitted
 from klsweep.sweep.status import sweep_status
+from klsweep.sweep.submissions import submitted
 
 LOCAL_CLUSTER = Path(__file__).parents[2] / "slurm/local-cluster"
 MAX_ARRAY = 3

@@ -1,7 +1,7 @@
-"""Break the objective on purpose, one line at a time: which test notices?
+"""Break the objective and the record on purpose, one line at a time: which test notices?
 
-`make mutations` copies the repository to a temporary folder, applies each mutation there and runs the tests of the
-objective and of the bias table. It fails if a mutation survives.
+`make mutations` copies the repository to a temporary folder, applies each mutation there and runs the tests of that
+part. It fails if a mutation survives.
 """
 
 import os
@@ -12,11 +12,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ["tests/objective", "tests/audit/test_bias.py"]
-OBJECTIVE = Path("klsweep/objective")
 
 # (what goes wrong, file, line as it is, line as it becomes)
-MUTATIONS = [
+OBJECTIVE = [
     ("sign of k3's exponent", "kl.py", "torch.expm1(-log_ratio) + log_ratio", "torch.expm1(log_ratio) + log_ratio"),
     ("k2 without its half", "kl.py", "0.5 * log_ratio.square()", "log_ratio.square()"),
     ("full weighs with the reference", "kl.py", "p = log_p.exp()", "p = log_q.exp()"),
@@ -131,30 +129,141 @@ MUTATIONS = [
 ]
 
 
+RECORD = [
+    (
+        "an attempt that never finds itself lost",
+        "record/claims.py",
+        "return not (self.folder(number) / self.ending)",
+        "return True or (self.folder(number) / self.ending)",
+    ),
+    (
+        "two who take the same turn",
+        "record/files.py",
+        "return read_json(folder / name) == content  #",
+        "return True  #",
+    ),
+    (
+        "two who end the same attempt",
+        "record/files.py",
+        "return os.fstat(stream.fileno()).st_nlink == 2",
+        "return True",
+    ),
+    ("a half line left by a full disk", "record/files.py", "os.ftruncate(descriptor, end - written)", "pass"),
+    ("rows after the checkpoint kept", "record/files.py", 'if row["update"] <= after_update))', "if True))"),
+    (
+        "late checkpoints of the replaced",
+        "record/folder.py",
+        "return all(update <= start",
+        "return True or all(update <= start",
+    ),
+    (
+        "a job takes its run from itself",
+        "record/folder.py",
+        'claimed["restart"] < job.restart',
+        'claimed["restart"] <= job.restart',
+    ),
+    (
+        "cancelled runs begin",
+        "record/folder.py",
+        'if status["state"] in (*FINISHED, "cancelled"):',
+        'if status["state"] in FINISHED:',
+    ),
+    (
+        "finished runs begin again",
+        "record/folder.py",
+        'if status["state"] in (*FINISHED, "cancelled"):',
+        'if status["state"] == "cancelled":',
+    ),
+    (
+        "an adaptive β begins anew",
+        "training/checkpoint.py",
+        'State(content["update"], content["beta_scale"], waiting)',
+        'State(content["update"], 1.0, waiting)',
+    ),
+    (
+        "waiting rollouts forgotten",
+        "training/checkpoint.py",
+        'State(content["update"], content["beta_scale"], waiting)',
+        'State(content["update"], content["beta_scale"], [])',
+    ),
+    (
+        "the optimiser begins anew",
+        "training/checkpoint.py",
+        "            _restore_optimiser(network",
+        "            (lambda *_: None)(network",
+    ),
+    (
+        "checksums not looked at",
+        "training/checkpoint.py",
+        "return file.exists() and _sha256(file) == digest",
+        "return file.exists()",
+    ),
+    (
+        "state.json believed",
+        "training/checkpoint.py",
+        'if content.get("own_sha256") != _digest(content):',
+        "if not content:",
+    ),
+    ("optimiser kept after the end", "training/checkpoint.py", "if path.name not in weights:", "if False:"),
+    ("finished rollouts not kept", "training/loop.py", "if not sampler.repeats_itself:", "if False:"),
+    ("milestones left out", "training/loop.py", "if update in spec.checkpoint.keep_at:", "if False:"),
+    (
+        "one failure too many",
+        "sweep/budget.py",
+        "if ends.count(state) > (allowed",
+        "if ends.count(state) - 1 > (allowed",
+    ),
+    ("no progress is fine", "sweep/budget.py", "if len(tries) >= idle and all(", "if False and all("),
+    (
+        "a worker that never stops",
+        "sweep/pool.py",
+        "if time.monotonic() > self._deadline:\n            for",
+        "if False:\n            for",
+    ),
+    (
+        "a silent machine is believed for ever",
+        "sweep/status.py",
+        "if owner.is_here() or silent < LOST_SECONDS:",
+        "if True:",
+    ),
+]
+
+PARTS = (
+    (Path("klsweep/objective"), OBJECTIVE, ["tests/objective", "tests/audit/test_bias.py"]),
+    (
+        Path("klsweep"),
+        RECORD,
+        ["tests/test_record.py", "tests/test_budget.py", "tests/test_training.py", "tests/test_resume.py"],
+    ),
+)
+
+
 def main() -> int:
     """Print a line per mutation; the number that no test noticed."""
-    for _, name, old, _ in MUTATIONS:
-        if (found := (ROOT / OBJECTIVE / name).read_text().count(old)) != 1:
-            raise SystemExit(f"{name}: {old!r} stands there {found} times, not once")
+    mutations = [
+        (folder / name, what, old, new, tests) for folder, part, tests in PARTS for what, name, old, new in part
+    ]
+    for file, _, old, _, _ in mutations:
+        if (found := (ROOT / file).read_text().count(old)) != 1:
+            raise SystemExit(f"{file}: {old!r} stands there {found} times, not once")
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "klsweep"
         shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", "build", "sweeps"))
-        for what, name, old, new in MUTATIONS:
-            file = copy / OBJECTIVE / name
-            original = file.read_text()
-            file.write_text(original.replace(old, new))
-            noticed = failing_test(copy)
-            file.write_text(original)
+        for file, what, old, new, tests in mutations:
+            original = (copy / file).read_text()
+            (copy / file).write_text(original.replace(old, new))
+            noticed = failing_test(copy, tests)
+            (copy / file).write_text(original)
             survivors += noticed is None
-            print(f"{what} ({name}): {noticed or 'NOBODY NOTICED'}", flush=True)
-    print(f"{len(MUTATIONS)} mutations, {survivors} unnoticed")
+            print(f"{what} ({file.name}): {noticed or 'NOBODY NOTICED'}", flush=True)
+    print(f"{len(mutations)} mutations, {survivors} unnoticed")
     return survivors
 
 
-def failing_test(copy: Path) -> str | None:
+def failing_test(copy: Path, tests: list[str]) -> str | None:
     """The first test that fails in a copy of the repository."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=no", "-p", "no:cacheprovider", *TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=no", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": str(copy)}  # before an editable install of the original
     output = subprocess.run(command, cwd=copy, capture_output=True, text=True, env=environment).stdout
     lines = [line.split(" - ")[0] for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]

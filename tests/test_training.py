@@ -13,7 +13,7 @@ from klsweep.record.files import read_rows
 from klsweep.record.folder import RunFolder
 from klsweep.rollout import hf
 from klsweep.tracking import Tracker
-from klsweep.training.checkpoint import load_checkpoint
+from klsweep.training.checkpoint import load_checkpoint, newest_sound
 from klsweep.training.evaluate import pass_at_k, summary
 from klsweep.training.loop import Outcome, train
 from tests.conftest import small_spec
@@ -89,6 +89,15 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, capsys):
     assert attempt is not None
     assert load_checkpoint(attempt, network, optimiser) == (2, 1.0, [])
     assert optimiser.state[network.lm_head.weight]["step"].item() == 2
+    content = (newest[0] / "state.json").read_text()
+    (newest[0] / "state.json").write_text(content.replace('"beta_scale": 1.0', '"beta_scale": 1.5'))
+    assert newest_sound(folder) is None
+    (newest[0] / "state.json").write_text(content)
+    assert "update-000002 is damaged (state.json)" in capsys.readouterr().err.splitlines()[-1]
+    attempt.finish("preempted")
+    attempt = folder.claim()
+    assert attempt is not None
+    assert load_checkpoint(attempt, network, optimiser).update == 2
     warned = "warning: checkpoint update-000003 is damaged (model.safetensors): trying the one before\n"
     assert capsys.readouterr().err == warned
 

@@ -64,7 +64,8 @@ def observe(sweep: SweepFolder, run_ids: Collection[str]) -> tuple[dict[str, Obs
         if ending is not None and status["state"] == "pending" and folder.attempts.latest():
             ending, status = None, folder.recorded()  # it has begun, and perhaps ended, since we looked
         if ending is None:
-            status = folder.status() if status["state"] == "running" else status
+            # in a job at work, whoever started the process sees its end first, and knows how it came
+            status = folder.status() if status["state"] == "running" and place is None else status
         elif status["state"] == "pending":
             state = "failed" if ending[0] == "failed" else "pending"  # cancelled in the queue: nothing went wrong
             status = {**status, "state": state, "cause": f"never started: {ending[1].removeprefix('vanished: ')}"}

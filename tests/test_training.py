@@ -89,17 +89,12 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, capsys):
     assert attempt is not None
     assert load_checkpoint(attempt, network, optimiser) == (2, 1.0, [])
     assert optimiser.state[network.lm_head.weight]["step"].item() == 2
-    content = (newest[0] / "state.json").read_text()
-    (newest[0] / "state.json").write_text(content.replace('"beta_scale": 1.0', '"beta_scale": 1.5'))
-    assert newest_sound(folder) is None
-    (newest[0] / "state.json").write_text(content)
-    assert "update-000002 is damaged (state.json)" in capsys.readouterr().err.splitlines()[-1]
-    attempt.finish("preempted")
-    attempt = folder.claim()
-    assert attempt is not None
-    assert load_checkpoint(attempt, network, optimiser).update == 2
     warned = "warning: checkpoint update-000003 is damaged (model.safetensors): trying the one before\n"
     assert capsys.readouterr().err == warned
+    state = (newest[0] / "state.json").read_text()
+    (newest[0] / "state.json").write_text(state.replace('"beta_scale": 1.0', '"beta_scale": 1.5'))
+    assert newest_sound(folder) is None
+    assert "update-000002 is damaged (state.json)" in capsys.readouterr().err
 
 
 def test_lag_zero_is_on_policy_bit_for_bit_and_lag_changes_what_is_trained_on(tmp_path):

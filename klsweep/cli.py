@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     plan = composing("plan", _plan, "show what a sweep would do, without doing it")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     plan.add_argument("--calibrate", action="store_true", help="train a few updates here, to estimate the cost")
-    doctor = composing("doctor", _doctor, "submit a short job that checks what sweeps need from the cluster")
+    doctor = composing("doctor", _doctor, "submit two short jobs that check what sweeps need from the cluster")
     doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
     composing("fetch", _fetch, "download the models of a sweep, pinned by revision, into the Hugging Face cache")
     audits = composing("audit", _audit, "which gradient a configuration's KL term really takes, exactly")
@@ -199,13 +199,16 @@ def _sweep(options: argparse.Namespace) -> int:
 def _end(sweep: SweepFolder, outcome: "int | Submission", run_ids: list[str], wait: bool) -> int:
     """After a launch: the table of what was run here, or what was submitted (and, with `wait`, what becomes of it)."""
     from klsweep.sweep.run import follow
-    from klsweep.sweep.show import print_submission
+    from klsweep.sweep.show import print_status, print_submission
+    from klsweep.sweep.status import sweep_status
 
     if not isinstance(outcome, int):
         print_submission(sweep, outcome)
         if not wait:
             return OK
         outcome = follow(sweep, run_ids)
+        if outcome:
+            print_status(sweep_status(sweep))
     _print_comparison(sweep)
     print(f"run folders: {sweep.path / 'runs'}")
     return FAILED if outcome else OK
@@ -264,7 +267,8 @@ def _retry(options: argparse.Namespace) -> int:
     sweep = _existing(options.sweep)
     outcome = retry(sweep, options.only, options.overrides)
     if outcome is None:
-        print("nothing to retry (klsweep status shows every run)")
+        which = f" that matches --only {options.only}" if options.only else ""
+        print(f"nothing to retry{which} (klsweep status {sweep.path})")
         return OK
     return _end(sweep, outcome, [row["run_id"] for row in sweep.plan()], options.wait)
 
@@ -273,7 +277,10 @@ def _cancel(options: argparse.Namespace) -> int:
     from klsweep.sweep.manage import cancel
 
     marked = cancel(_existing(options.sweep), options.runs)
-    print(f"cancelled {len(marked)} runs (klsweep retry --only cancelled brings them back)")
+    print(
+        f"cancelled {len(marked)} runs; those at work end after their update "
+        "(klsweep retry --only cancelled brings them back)"
+    )
     return OK
 
 

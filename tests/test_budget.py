@@ -132,12 +132,12 @@ def row(model: str, updates: int = 100, seed: int = 0) -> dict:
 
 
 def test_cost_from_siblings_like_it_by_hand():
-    """Two small runs at 1 and 3 s per update, one large at 10: medians 2 and 10."""
+    """Two small runs at 1 (and 20 s of start-up) and 3 s per update, one large at 10: medians 210 and 1000 s."""
     small, large = row("small")["axes"], row("large")["axes"]
-    siblings = [Measured(small, 1.0, 1000), Measured(small, 3.0, 3000), Measured(large, 10.0, 9000)]
+    siblings = [Measured(small, 1.0, 20.0, 1000), Measured(small, 3.0, 0.0, 3000), Measured(large, 10.0, 0.0, 9000)]
     time_ = seconds_of(row("small"), siblings, [])
     assert time_ is not None
-    assert (time_.expected, time_.low, time_.high) == (200.0, 100.0, 300.0)
+    assert (time_.expected, time_.low, time_.high) == (210.0, 120.0, 300.0)
     assert time_.source == "2 finished runs of this sweep"
     other = seconds_of(row("huge"), siblings, [])
     assert other is not None
@@ -145,8 +145,8 @@ def test_cost_from_siblings_like_it_by_hand():
     assert other.expected == 300.0
     cost = estimate([row("small"), row("large"), row("large", 50)], gpus=2, share=1, siblings=siblings, calibrated=[])
     assert cost is not None
-    assert cost.hours == pytest.approx((200 + 1000 + 500) * 2 / 3600)
-    assert cost.by_axis == {"model": pytest.approx({"small": 400 / 3600, "large": 3000 / 3600})}
+    assert cost.hours == pytest.approx((210 + 1000 + 500) * 2 / 3600)
+    assert cost.by_axis == {"model": pytest.approx({"small": 420 / 3600, "large": 3000 / 3600})}
     assert (cost.unit, cost.disk, cost.longest_run, cost.slowest_update) == ("GPU-hours", 9000, 1000.0, 10.0)
     assert estimate([row("small")], 0, 1, [], []) is None
 
@@ -193,11 +193,11 @@ def test_a_profile_fills_in_what_the_launcher_leaves_open(tmp_path):
         ("time: soon", "launcher.time='soon': expected minutes or"),
         ("time: 30:00", "launcher.time='30:00': expected minutes or"),
         ("memory: 3", "memory: unknown key (keys: partition, account"),
-        ("- 3", "unknown key"),
+        ("- 3", "expected lines of KEY: VALUE"),
         ("a: [", "while parsing"),
         ("time: 60\nsbatch: {comment: mine}", "launcher.sbatch.comment: klsweep sets it itself"),
         ("time: 60\nnodes: 2", "launcher.nodes=2: a run trains in one process"),
-        ("\xff", "launcher.profile="),
+        ("\xff", "site.yaml: 'utf-8' codec can't decode"),
     ],
 )
 def test_a_bad_profile_is_one_line(tmp_path, content, message):

@@ -169,7 +169,10 @@ def one_line(error: ValidationError, cls: type, prefix: str) -> str:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if not field:  # a check across fields, which names them itself
-        return f"{prefix.rstrip('.')}: {first['ctx']['error']}" if "ctx" in first else f"{prefix}{first['msg']}"
+        if "ctx" not in first:
+            return f"{prefix}{first['msg']}"
+        text = str(first["ctx"]["error"])
+        return text if text.startswith(prefix) else f"{prefix.rstrip('.')}: {text}"
     if first["type"] in ("unexpected_keyword_argument", "missing", "missing_keyword_only_argument"):
         names = ", ".join(f.name for f in dataclasses.fields(cls))
         problem = "unknown key" if first["type"] == "unexpected_keyword_argument" else "missing"

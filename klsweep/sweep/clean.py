@@ -9,6 +9,7 @@ from klsweep.errors import BadInput
 from klsweep.record.files import read_json
 from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
 from klsweep.sweep.status import Observed, observe
+from klsweep.sweep.submissions import placed, queued
 
 
 class Rubbish(NamedTuple):
@@ -62,13 +63,14 @@ def _is_ours(path: Path) -> bool:
 def _of_submissions(sweep: SweepFolder, observed: dict[str, Observed]) -> Iterator[tuple[Path, str]]:
     """Code copies and pickled tasks that no job in the queue will read again."""
     needed = {Path(read_json(file)["code"]).name for file in sweep.path.glob("doctor/*/code.json")}
+    waiting = {name.split("_")[0] for name in queued(sweep, {place.job for place in placed(sweep)})}
     for file in sweep.submissions.path.glob("*/chunk-*.json"):
         chunk, job = read_json(file), read_json(file.with_suffix(".job"))
         runs = [observed[run] for task in chunk["tasks"] for run in task if run in observed]
-        if any(seen.is_active for seen in runs):
+        if (job is None and any(seen.is_active for seen in runs)) or (job is not None and job["job"] in waiting):
             needed.add(Path(chunk["code"]).name)
         elif job is not None:
-            yield from ((path, "its job is over") for path in file.parent.glob(f"logs/{job['job']}*.pkl"))
+            yield from ((path, "its job is over") for path in file.parent.glob(f"logs/{job['job']}_*.pkl"))
     codes = [path for path in sweep.code.glob("*") if path.name not in (*needed, "claims")]
     yield from ((path, "no job in the queue runs it") for path in codes)
 

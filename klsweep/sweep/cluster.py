@@ -201,4 +201,4 @@ def _ask(*command: str) -> subprocess.CompletedProcess[str]:
 def _complaint(done: subprocess.CompletedProcess[str]) -> str:
     """The last line of what a program complained of, which says what it came to."""
     lines = done.stderr.strip().splitlines()
-    return lines[-1] if lines else f"exit code {done.returncode}"
+    return lines[-1].removeprefix(f"{done.args[0]}: ") if lines else f"exit code {done.returncode}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from klsweep.record.files import Row, read_json, read_rows
-from klsweep.record.folder import SweepFolder
+from klsweep.record.folder import RunFolder, SweepFolder
 
 ALIKE = ("model", "task", "algorithm")  # runs with these in common are expected to take as long per update
 
@@ -24,10 +24,11 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds per update of one measured run, and the bytes of its folder."""
+    """Seconds per update of one measured run, what comes on top (imports, the model, the base), and its bytes."""
 
     axes: dict[str, Any]
     per_update: float
+    overhead: float
     bytes: int
 
 
@@ -38,8 +39,16 @@ def measured(sweep: SweepFolder, finished: Iterable[Row]) -> list[Measured]:
         folder = sweep.run(row["run_id"])
         times = [timing["seconds/total"] for timing in read_rows(folder.timing)]
         if times:
-            found.append(Measured(row["axes"], sum(times) / len(times), _size(folder.path)))
+            overhead = max(0.0, _wall_seconds(folder) - sum(times))
+            found.append(Measured(row["axes"], sum(times) / len(times), overhead, _size(folder.path)))
     return found
+
+
+def _wall_seconds(folder: RunFolder) -> float:
+    """Seconds from claim to end of all ended attempts, each by the clock of its own host."""
+    numbers = range(1, folder.attempts.latest() + 1)
+    pairs = [(folder.attempts.claim(n).get("time"), (folder.attempts.end_of(n) or {}).get("ended")) for n in numbers]
+    return sum(ended - began for began, ended in pairs if began is not None and ended is not None)
 
 
 def calibration(sweep: SweepFolder) -> list[Measured]:
@@ -50,12 +59,11 @@ def calibration(sweep: SweepFolder) -> list[Measured]:
 def seconds_of(row: Row, siblings: Sequence[Measured], calibrated: Sequence[Measured]) -> Seconds | None:
     """The time a planned run will take, from finished runs like it, else from a calibration, else from any."""
     for runs, source in ((siblings, "finished runs of this sweep"), (calibrated, "calibration")):
-        alike = [run.per_update for run in runs if all(run.axes.get(a) == row["axes"].get(a) for a in ALIKE)]
-        rates = alike or [run.per_update for run in runs]
-        if rates:
+        alike = [run for run in runs if all(run.axes.get(a) == row["axes"].get(a) for a in ALIKE)]
+        totals = [run.overhead + row["updates"] * run.per_update for run in alike or runs]
+        if totals:
             like = "" if alike else " with another model, task or algorithm"
-            median, low, high = (row["updates"] * rate for rate in (statistics.median(rates), min(rates), max(rates)))
-            return Seconds(median, low, high, f"{len(rates)} {source}{like}")
+            return Seconds(statistics.median(totals), min(totals), max(totals), f"{len(totals)} {source}{like}")
     return None
 
 

@@ -20,6 +20,12 @@ from klsweep.record.folder import Attempt, Job, Lost, RunFolder
 OnUpdate = Callable[[int, Row], None]
 # What a resumed run has in common with an undisturbed one, by device.
 RESUMED = {"cpu": "every byte", "cuda": "the rollouts sampled before; later ones and weights up to rounding"}
+# Why a run ended before its end, which it did after the update at work.
+STOPPED = {
+    "preempted": "checkpointed on SIGTERM",
+    "timeout": "checkpointed at the warning before the time limit",
+    "cancelled": "klsweep cancel: checkpointed",
+}
 ShouldStop = Callable[[], str | None]  # why to stop: preempted, timeout
 
 
@@ -32,7 +38,9 @@ def execute(
     The resolved `config.yaml` is all that is read: editing `conf/` while a run waits changes nothing. Exceptions end
     in the attempt's record with their traceback, not in the caller.
     """
-    attempt = folder.claim(job, science_hash=science_hash())
+    attempt = folder.claim(
+        job, science_hash=science_hash(), node=os.environ.get("SLURMD_NODENAME", os.uname().nodename)
+    )
     if attempt is None:
         return folder.status()
 
@@ -49,7 +57,7 @@ def execute(
             text = traceback.format_exc()
             print(text, file=sys.stderr)
             return attempt.finish("failed", f"{type(error).__name__}: {error}", text)
-    return attempt.finish(state, cause)
+    return attempt.finish(state, STOPPED.get(state, cause))
 
 
 def _train(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate, threads: int) -> tuple[str, str | None]:

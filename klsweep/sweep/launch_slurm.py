@@ -62,6 +62,7 @@ def submit(sweep: SweepFolder, number: int, wanted: Mapping[str, Slurm], code: P
         comment = f"{mark(sweep)}{number}:{name}"
         record = {"comment": comment, "tasks": chunk, "launcher": _plain(launcher), "code": str(code)}
         record["cluster"] = limits.cluster
+        record["after"] = {run: sweep.run(run).attempts.latest() for task in chunk for run in task}
         throttle = _share(parallel, lane, len(lanes)) or len(chunk)
         parameters = launcher.parameters(sweep.name, comment, throttle, lanes[lane])
         if not sweep.submissions.holds(number):

@@ -20,10 +20,8 @@ from klsweep.sweep.launch_local import Local
 from klsweep.sweep.launch_slurm import Submission
 from klsweep.sweep.plan import write_config
 from klsweep.sweep.run import launchers_of, run_here, submit_runs
-from klsweep.sweep.status import Observed, observe, queued
-from klsweep.sweep.submissions import log_file, submitted
-
-RETRIED = ("failed", "timeout", "preempted")
+from klsweep.sweep.status import Observed, observe
+from klsweep.sweep.submissions import log_file, placed, queued
 
 
 class _Prepared(NamedTuple):
@@ -33,7 +31,7 @@ class _Prepared(NamedTuple):
 
 
 def retry(sweep: SweepFolder, only: str | None, overrides: Sequence[str]) -> int | Submission | None:
-    """Launch again what did not end well and nothing works on any more; None if there is nothing.
+    """Launch again what is neither finished nor cancelled and nothing works on any more; None if there is nothing.
 
     `only` is a state, or a part of the cause (case does not matter); cancelled runs come back if it says so. Overrides
     may change operational fields alone: a run with other science is another run.
@@ -68,7 +66,7 @@ def _is_meant(seen: Observed, only: str | None) -> bool:
     if seen.is_active or state in FINISHED:
         return False
     if only is None:
-        return state in RETRIED
+        return state != "cancelled"
     return only.lower() == state or only.lower() in cause.lower()
 
 
@@ -112,10 +110,9 @@ def cancel(sweep: SweepFolder, run_ids: Sequence[str]) -> list[str]:
     for run_id in marked:
         sweep.run(run_id).cancel()
     try:
-        jobs = submitted(sweep)
-        needed = {job for run_id, job in jobs.items() if _needs_job(sweep.run(run_id))}
-        idle = {jobs[run_id] for run_id in run_ids or rows if run_id in jobs} - needed
-        cluster.cancel(idle & queued(sweep, idle).keys())
+        places = placed(sweep)
+        idle = {place.job for place in places} - {p.job for p in places if _needs_job(sweep.run(p.run_id))}
+        cluster.cancel(queued(sweep, idle).keys() & idle)
     except cluster.NoAnswer as error:
         raise BadInput(f"the runs are marked and will not begin, but their jobs could not be ended: {error}") from error
     for run_id in marked:
@@ -135,11 +132,16 @@ def run_again(folder: RunFolder, into: Path | None) -> tuple[RunFolder, int]:
         raise BadInput(f"{folder.path}: no run folder of a sweep (one is <sweep>/runs/<run id>)")
     prepared = _prepare(folder, plan[folder.run_id], [])
     sweep = folder.sweep if into is None else SweepFolder(into)
+    if into is not None and into.resolve() == folder.sweep.path.resolve():
+        raise BadInput(f"--into={str(into)!r}: the run is in this sweep already (give another folder)")
     target = sweep.run(folder.run_id)
     observed, trouble = observe(sweep, [target.run_id])
     if trouble is not None or observed[target.run_id].is_active:
         raise BadInput(f"{target.path}: {trouble or 'in work, or in the queue'} (klsweep status {sweep.path})")
-    if observed[target.run_id].status["state"] in FINISHED:
+    state = observed[target.run_id].status["state"]
+    if state == "cancelled":
+        raise BadInput(f"{target.path}: cancelled (klsweep retry {sweep.path} --only cancelled brings it back)")
+    if state in FINISHED:
         return target, 0
     if into is not None:
         sweep.extend_plan([prepared.row])
@@ -154,13 +156,18 @@ def logs(folder: RunFolder, attempt: int | None) -> str:
     number = attempt or folder.attempts.latest()
     if attempt is not None and not folder.attempt(attempt).exists():
         raise BadInput(f"--attempt={attempt}: {folder.path} has {folder.attempts.latest()} attempts")
-    claim, end = folder.attempts.claim(number), folder.attempts.end_of(number) or {}
-    where = claim.get("owner", {}).get("host")
-    job = claim["job"]["id"] if claim.get("job") else submitted(folder.sweep).get(folder.run_id)
+    claim = folder.attempts.claim(number)
+    seen = observe(folder.sweep, [folder.run_id])[0][folder.run_id]
+    end = seen.status if attempt is None else folder.attempts.end_of(number) or {"state": "running"}
+    job = claim["job"]["id"] if attempt and claim.get("job") else seen.job
     files = [folder.attempt(number) / name for name in ("stdout", "stderr")] if number else []
     files += [log_file(folder.sweep, job, stream) for stream in ("out", "err")] if job else []
-    head = f"attempt {number} on {where}" if number else "no attempt yet"
-    parts = [f"{folder.path}: {head}, job {job}: {end.get('state', 'not ended')}: {end.get('cause') or ''}\n"]
+    head = [
+        f"attempt {number} on {claim.get('node')}" if number else "no attempt yet",
+        *([f"job {job}"] if job else []),
+    ]
+    what = ": ".join(part for part in (end["state"], end.get("cause")) if part)
+    parts = [f"{folder.path}: {', '.join(head)}, checkpoint of update {folder.checkpointed()}: {what}\n"]
     for file in files:
         if file is not None and file.exists() and (text := file.read_text(errors="replace")):
             parts.append(f"--- {file}\n{text}")

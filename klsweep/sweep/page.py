@@ -34,7 +34,8 @@ def status_page(status: dict[str, Any]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{_e(status['sweep'])}</title><style>{STYLE}</style></head><body>"
-        f'<h1>{_e(status["sweep"])}</h1><div class="counts">{counts}</div>{trouble}{failures}'
+        f'<h1>{_e(status["sweep"])}</h1><div class="counts">{counts}</div>'
+        f"<p><small>{_e(status['time'])}</small></p>{trouble}{failures}"
         f"<h2>{len(status['runs'])} runs</h2><ul>{runs}</ul></body></html>\n"
     )
 

@@ -47,8 +47,8 @@ class Slurm:
     qos: str | None
     gres: str | None
     constraint: str | None
-    time: str | PositiveInt | None
-    mem_gb: PositiveFloat | PositiveInt | None
+    time: Any
+    mem_gb: PositiveFloat | None
     cpus_per_task: PositiveInt | None
     gpus_per_node: PositiveInt | None
     nodes: PositiveInt | None
@@ -65,10 +65,11 @@ class Slurm:
     max_failures: NonNegativeInt
     max_without_progress: PositiveInt
     dirty: Literal["record", "refuse"]
-    max_hours: PositiveFloat | PositiveInt | None
+    max_hours: PositiveFloat | None
 
     def __post_init__(self) -> None:
-        if isinstance(self.time, str) and not _TIME.fullmatch(self.time):
+        minutes = isinstance(self.time, int) and not isinstance(self.time, bool) and self.time > 0
+        if not (self.time is None or minutes or (isinstance(self.time, str) and _TIME.fullmatch(self.time))):
             raise ValueError(f"launcher.time={self.time!r}: expected minutes or [days-]hours:minutes:seconds")
         if self.concurrent > self.runs_per_job:
             raise ValueError(
@@ -91,7 +92,7 @@ class Slurm:
         try:
             settled = dataclasses.replace(self, **given)
         except ValidationError as error:
-            raise BadInput(f"profile {self.profile}: {one_line(error, Slurm, 'launcher.')}") from error
+            raise BadInput(f"{profile_file(str(self.profile))}: {one_line(error, Slurm, 'launcher.')}") from error
         if settled.time is None:
             raise BadInput("launcher.time=null: give the time limit of a job, here or in the profile (e.g. 4:00:00)")
         if settled.minutes * 60 <= self.signal_delay_s:
@@ -152,19 +153,26 @@ _ProfileLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?
 _ProfileLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+\.\d*$"), list("-+0123456789"))
 
 
-def read_profile(name: str) -> dict[str, Any]:
-    """A site's resources: a YAML file by path, or by name from ./slurm or the shipped profiles."""
+def profile_file(name: str) -> Path:
+    """The file of a site's resources: by path, or by name from ./slurm or the shipped profiles. BadInput without."""
     folders = [Path("slurm"), PROFILES]
     found = [folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()]
     path = Path(name) if name.endswith((".yaml", ".yml")) else found[0] if found else None
     if path is None or not path.is_file():
         known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
         raise BadInput(f"launcher.profile={name!r}: no such profile (a path to a YAML file, or {', '.join(known)})")
+    return path
+
+
+def read_profile(name: str) -> dict[str, Any]:
+    """What a profile says. BadInput if it is not a mapping of known keys."""
+    path = profile_file(name)
     try:
         values = yaml.load(path.read_text(), Loader=_ProfileLoader) or {}
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"launcher.profile={name!r}: {' '.join(str(error).split())}") from error
-    unknown = sorted(map(str, set(values) - set(RESOURCES))) if isinstance(values, dict) else [repr(values)]
-    if unknown:
+        raise BadInput(f"{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise BadInput(f"{path}: expected lines of KEY: VALUE (keys: {', '.join(RESOURCES)})")
+    if unknown := sorted(map(str, set(values) - set(RESOURCES))):
         raise BadInput(f"{path}: {unknown[0]}: unknown key (keys: {', '.join(RESOURCES)})")
     return values

@@ -157,11 +157,11 @@ def check_budget(plan: Plan, launchers: Mapping[str, Slurm]) -> None:
     cost = plan_cost(plan)
     if cost is None:
         raise BadInput(
-            f"launcher.max_hours={ceiling}: the cost is unknown, nothing has been measured (klsweep plan --calibrate)"
+            f"launcher.max_hours={ceiling:g}: the cost is unknown, nothing has been measured (klsweep plan --calibrate)"
         )
     if cost.hours > ceiling:
         raise BadInput(
-            f"launcher.max_hours={ceiling}: the plan would cost about {cost.hours:.2f} {cost.unit} "
+            f"launcher.max_hours={ceiling:g}: the plan would cost about {cost.hours:.2f} {cost.unit} "
             f"({cost.low:.2f} to {cost.high:.2f}, from {cost.source})"
         )
 
@@ -189,8 +189,9 @@ def calibrate(plan: Plan) -> None:
         every, updates = run.spec.eval.every, run.spec.train.updates
         evaluations = 1 + (updates // every if every else 0)
         evaluation = sum(t.get("seconds/eval", 0.0) for t in times)
-        size = measured(sweep, [row])[0].bytes
-        found.append(Measured(run.row["axes"], min(rest) + evaluation * evaluations / updates, size))
+        (short_run,) = measured(sweep, [row])
+        per_update = min(rest) + evaluation * evaluations / updates
+        found.append(Measured(run.row["axes"], per_update, short_run.overhead, short_run.bytes))
     plan.folder.path.mkdir(parents=True, exist_ok=True)
     write_json(plan.folder.path / "calibration.json", [dataclasses.asdict(row) for row in found])
 

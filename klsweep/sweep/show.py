@@ -46,7 +46,9 @@ def status_lines(status: dict[str, Any]) -> Group:
         parts += [Text(f"    {line}", style="dim") for line in failure["last_lines"]]
     rows = [run for run in status["runs"] if run["state"] != "done"]
     rows.sort(key=lambda run: (run["state"] == "pending", run["state"] == "running"))
-    if rows:
+    if not rows:
+        parts.append(Text(f"klsweep compare {status['sweep']}"))
+    else:
         table = Table(box=None, header_style="bold")
         for column in ("run", "cell", "seed", "state", "update", "job", "cause"):
             table.add_column(column, overflow="fold" if column == "cause" else "ellipsis", no_wrap=column != "cause")
@@ -134,21 +136,40 @@ def plan_json(plan: Plan, cost: Cost | None) -> dict[str, Any]:
     }
 
 
+def _hours(hours: float) -> str:
+    """Hours as 3:05:10 (hours:minutes:seconds)."""
+    seconds = round(hours * 3600)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def _jobs_line(plan: Plan, launcher: Slurm) -> str:
+    """What would be submitted."""
+    tasks = -(-len(plan.to_run) // launcher.runs_per_job)
+    runs = f"{launcher.runs_per_job} runs, {launcher.concurrent} at a time" if launcher.runs_per_job > 1 else "1 run"
+    limit = f"time limit {_hours(launcher.minutes / 60)}"
+    asked = {"partition": launcher.partition, "GPUs": launcher.gpus or None, "CPUs": launcher.cpus_per_task}
+    parts = [f"{name} {value}" for name, value in asked.items() if value is not None]
+    return f"jobs: {tasks} of {runs} each, {', '.join([limit, *parts])}"
+
+
 def _cost_lines(plan: Plan, cost: Cost | None) -> list[str]:
     """The plan's cost, and where it collides with a time limit."""
     if not plan.to_run:
         return ["cost: nothing to run"]
-    if cost is None:
-        return ["cost: unknown: no finished run in this sweep to go by (klsweep plan --calibrate measures one)"]
     launcher = plan.to_run[0].spec.launcher
+    jobs = [_jobs_line(plan, launcher.settled())] if isinstance(launcher, Slurm) else []
+    if cost is None:
+        unknown = "cost: unknown: no finished run in this sweep to go by (klsweep plan --calibrate measures one)"
+        return [*jobs, unknown]
     disk = f"; disk {cost.disk / 2**20:.0f} MiB"
     if not isinstance(launcher, Slurm):
         workers = min(launcher.workers, len(plan.to_run))
         low, mid, high = (hours * 3600 / workers for hours in (cost.low, cost.hours, cost.high))
         return [f"cost: about {mid:.0f} s on {workers} workers ({low:.0f} to {high:.0f}, from {cost.source}){disk}"]
-    lines = [f"cost: {cost.hours:.3g} {cost.unit} ({cost.low:.3g} to {cost.high:.3g}, from {cost.source}){disk}"]
+    low, mid, high = (_hours(hours) for hours in (cost.low, cost.hours, cost.high))
+    lines = [*jobs, f"cost: {cost.unit} {mid} ({low} to {high}, from {cost.source}){disk}"]
     for axis, values in cost.by_axis.items():
-        lines.append(f"  by {axis}: {', '.join(f'{value} {hours:.3g}' for value, hours in values.items())}")
+        lines.append(f"  by {axis}: {', '.join(f'{value} {_hours(hours)}' for value, hours in values.items())}")
     settled = launcher.settled()
     job = cost.longest_run * settled.runs_per_job / settled.concurrent
     if job > settled.minutes * 60:
@@ -165,14 +186,17 @@ def _cost_lines(plan: Plan, cost: Cost | None) -> list[str]:
 
 
 def print_checks(checks: list[Check]) -> None:
-    """The doctor's findings: what holds, what does not and what that means."""
-    out = console()
+    """The doctor's findings, and what they come to."""
+    out, failed = console(), sum(not check.passed for check in checks)
     for check in checks:
         out.print(
             Text(
                 f"{'ok  ' if check.passed else 'FAIL'} {check.name}: {check.found}", style="" if check.passed else "red"
             )
         )
+    out.print(
+        f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed", style="bold"
+    )
 
 
 def watch(sweep: SweepFolder) -> None:

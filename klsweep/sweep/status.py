@@ -3,14 +3,15 @@
 import contextlib
 from collections import Counter
 from collections.abc import Collection, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from klsweep.record.claims import PATIENCE_SECONDS, Owner
 from klsweep.record.files import Row, last_row
-from klsweep.record.folder import RunFolder, SweepFolder
+from klsweep.record.folder import FINISHED, KEPT_FACTS, RunFolder, SweepFolder
 from klsweep.sweep import cluster
-from klsweep.sweep.submissions import clusters, log_file, mark, submitted
+from klsweep.sweep.submissions import Placed, clusters, log_file, mark, queued, submitted
 
 LOST_SECONDS = 5 * PATIENCE_SECONDS  # without a heartbeat from a host that cannot be asked
 TRACEBACK_LINES = 3
@@ -46,7 +47,9 @@ def observe(sweep: SweepFolder, run_ids: Collection[str]) -> tuple[dict[str, Obs
     statuses = {run_id: folder.recorded() for run_id, folder in folders.items()}
     trouble, queue, jobs = None, {}, {}
     try:
-        jobs = {run_id: job for run_id, job in submitted(sweep).items() if run_id in folders}
+        places = submitted(sweep)
+        statuses |= {run_id: _anew(status, places.get(run_id)) for run_id, status in statuses.items()}
+        jobs = {run_id: place.job for run_id, place in places.items() if run_id in folders}
         jobs |= {run_id: status["job"]["id"] for run_id, status in statuses.items() if _works_in_job(status)}
         open_jobs = {job for run_id, job in jobs.items() if statuses[run_id]["state"] in ("running", *WAITING)}
         queue = queued(sweep, open_jobs)
@@ -61,7 +64,7 @@ def observe(sweep: SweepFolder, run_ids: Collection[str]) -> tuple[dict[str, Obs
         status, job = statuses[run_id], jobs.get(run_id)
         place = queue.get(job) if job else None
         ending = _ending(folder, status, job, place, ended.get(job or "")) if trouble is None else None
-        if ending is not None and status["state"] == "pending" and folder.attempts.latest():
+        if ending is not None and status["state"] == "pending" and folder.attempts.latest() > status["attempt"]:
             ending, status = None, folder.recorded()  # it has begun, and perhaps ended, since we looked
         if ending is None:
             # in a job at work, whoever started the process sees its end first, and knows how it came
@@ -75,9 +78,12 @@ def observe(sweep: SweepFolder, run_ids: Collection[str]) -> tuple[dict[str, Obs
     return found, trouble
 
 
-def queued(sweep: SweepFolder, jobs: Collection[str]) -> dict[str, cluster.QueuedJob]:
-    """Which of these jobs are in the queue, and are this sweep's: an id may come again on another cluster."""
-    return {name: job for name, job in cluster.queue(jobs).items() if job.comment.startswith(mark(sweep))}
+def _anew(status: Row, place: Placed | None) -> Row:
+    """A run that was submitted again and has not begun since is pending, however its last attempt ended."""
+    if place is None or status["attempt"] != place.after or status["state"] in (*FINISHED, "running", "cancelled"):
+        return status
+    kept = {key: status[key] for key in KEPT_FACTS if key in status}
+    return {**kept, "state": "pending", "attempt": status["attempt"]}
 
 
 def _works_in_job(status: Row) -> bool:
@@ -127,6 +133,7 @@ def sweep_status(sweep: SweepFolder) -> dict[str, Any]:
     return {
         "sweep": str(sweep.path),
         "counts": dict(Counter(run["state"] for run in runs)),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "slurm": trouble,
         "failures": _failures(sweep, runs, observed),
         "runs": runs,
@@ -139,14 +146,23 @@ def _run_row(sweep: SweepFolder, planned: Row, observed: Observed) -> Row:
     return {
         **{key: planned[key] for key in ("run_id", "cell_id", "seed", "axes", "kl_coef", "fields")},
         "state": status["state"],
-        "cause": status.get("cause"),
+        "cause": _cause(sweep, planned["run_id"], observed),
         "attempt": status["attempt"],
         "update": last["update"] if last else None,
         "updates": planned["updates"],
         "job": observed.job,
         "queue": _place(queue) if observed.waits and queue else None,
-        "host": (queue.node if queue and queue.node else None) or status.get("owner", {}).get("host"),
+        "host": (queue.node if queue and queue.node else None) or status.get("node"),
     }
+
+
+def _cause(sweep: SweepFolder, run_id: str, observed: Observed) -> str | None:
+    """Why the run is in its state, or what will become of it."""
+    if observed.status["state"] == "running" and sweep.run(run_id).cancellation.exists():
+        return "klsweep cancel: ends after the update at work"
+    if observed.status["state"] == "pending" and observed.job is None and sweep.submissions.latest():
+        return "not submitted"
+    return observed.status.get("cause")
 
 
 def _place(queue: cluster.QueuedJob) -> str:
@@ -162,7 +178,7 @@ def _failures(sweep: SweepFolder, runs: Iterable[Row], observed: dict[str, Obser
     rows = []
     for (state, _), members in sorted(groups.items(), key=lambda group: -len(group[1])):
         first = members[0]
-        text = observed[first["run_id"]].status.get("traceback") or _log_of(sweep, first)
+        text = observed[first["run_id"]].status.get("traceback") or (_log_of(sweep, first) if state == "failed" else "")
         rows.append(
             {
                 "state": state,

@@ -1,9 +1,9 @@
 """What has been submitted to SLURM, from the sweep folder: which run went into which job of which cluster."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from klsweep.record.files import read_json
 from klsweep.record.folder import FINISHED, SweepFolder
@@ -15,26 +15,42 @@ def mark(sweep: SweepFolder) -> str:
     return f"klsweep:{hashlib.sha256(str(sweep.path.resolve()).encode()).hexdigest()[:12]}:"
 
 
-def submitted(sweep: SweepFolder) -> dict[str, str]:
-    """The job, or task of an array, that each run was last submitted with. NoAnswer if SLURM has to be asked and does
-    not answer: a launcher that was killed in between may have submitted what it had no time to write down."""
-    found = {}
+class Placed(NamedTuple):
+    """A run's place in a job, or task of an array; `after` is the number of attempts it had when it was submitted."""
+
+    run_id: str
+    job: str
+    after: int
+
+
+def placed(sweep: SweepFolder) -> list[Placed]:
+    """Every place that was ever submitted, in order. NoAnswer if SLURM has to be asked and does not answer: a launcher
+    that was killed in between may have submitted what it had no time to write down."""
+    found: list[Placed] = []
     unsure: list[dict[str, Any]] = []
     for number in range(1, sweep.submissions.latest() + 1):
         folder = sweep.submissions.folder(number)
         for file in sorted(folder.glob("chunk-*.json"), key=lambda f: int(f.stem.partition("-")[2])):
-            chunk = read_json(file)
-            job = read_json(file.with_suffix(".job"))
-            if job is None:
-                unsure += [chunk] if _is_open(sweep, chunk) else []
-            else:
-                found |= _tasks(chunk, job["job"])
+            chunk, job = read_json(file), read_json(file.with_suffix(".job"))
+            if job is not None:
+                found += _places(chunk, job["job"])
+            elif _is_open(sweep, chunk):
+                unsure.append(chunk)
     if unsure:
-        queued = {job.comment: name.split("_")[0] for name, job in cluster.queue().items()}
+        in_queue = {job.comment: name.split("_")[0] for name, job in cluster.queue().items()}
         for chunk in unsure:
-            if chunk["comment"] in queued:
-                found |= _tasks(chunk, queued[chunk["comment"]])
+            found += _places(chunk, in_queue[chunk["comment"]]) if chunk["comment"] in in_queue else []
     return found
+
+
+def submitted(sweep: SweepFolder) -> dict[str, Placed]:
+    """The last place of each run that was ever submitted."""
+    return {place.run_id: place for place in placed(sweep)}
+
+
+def queued(sweep: SweepFolder, jobs: Collection[str]) -> dict[str, cluster.QueuedJob]:
+    """Which of these jobs are in the queue, and are this sweep's: an id may come again on another cluster."""
+    return {name: job for name, job in cluster.queue(jobs).items() if job.comment.startswith(mark(sweep))}
 
 
 def clusters(sweep: SweepFolder) -> set[str]:
@@ -47,10 +63,11 @@ def _is_open(sweep: SweepFolder, chunk: Mapping[str, Any]) -> bool:
     return any(sweep.run(run).status()["state"] not in FINISHED for task in chunk["tasks"] for run in task)
 
 
-def _tasks(chunk: Mapping[str, Any], job: str) -> dict[str, str]:
-    """Job or array task of each run of a chunk; an array of one is a plain job."""
-    tasks = chunk["tasks"]
-    return {run: f"{job}_{i}" if len(tasks) > 1 else job for i, task in enumerate(tasks) for run in task}
+def _places(chunk: Mapping[str, Any], job: str) -> list[Placed]:
+    """The places of a chunk's runs; an array of one is a plain job."""
+    names = [f"{job}_{i}" if len(chunk["tasks"]) > 1 else job for i in range(len(chunk["tasks"]))]
+    pairs = [(run, name) for name, task in zip(names, chunk["tasks"], strict=True) for run in task]
+    return [Placed(run, name, chunk["after"][run]) for run, name in pairs]
 
 
 def log_file(sweep: SweepFolder, job: str, stream: str) -> Path | None:

@@ -122,7 +122,7 @@ class Trial:
         return folder
 
     def job(self) -> str:
-        return submitted(self.sweep)[self.run.run_id]
+        return submitted(self.sweep)[self.run.run_id].job
 
     def strike_point(self) -> int:
         """Wait until the run has done a random number of updates; the process id of its worker."""

@@ -13,6 +13,7 @@ from klsweep.cli import main
 from klsweep.record.files import read_json
 from klsweep.sweep.status import sweep_status
 from tests.slurm.arena import LOCAL_CLUSTER, MAX_ARRAY, Trial, rows_of, shell, wait_until
+from tests.slurm.torture import read_plan
 
 REPOSITORY = Path(__file__).parents[2]
 HELD = "launcher.sbatch={begin: now+1hour}"
@@ -74,7 +75,7 @@ def test_cancelled_runs_stop_and_come_back_only_when_asked(here, capsys):
     wait_until(lambda: trial.states().count("running") == 2, "two running")
     wait_until(lambda: max(rows_of(folder) for folder in trial.folders()) > 2, "updates")
     assert main(["cancel", trial.directory]) == 0
-    assert "cancelled 4 runs" in capsys.readouterr().out
+    assert "cancelled 4 runs; those at work end after their update" in capsys.readouterr().out
     status = trial.settle()
     assert status["counts"] == {"cancelled": 4}
     wait_until(lambda: shell("squeue", "-h", "--name", trial.sweep.name) == "", "an empty queue")
@@ -152,6 +153,37 @@ def test_without_slurm_nothing_is_submitted_and_states_say_so(here, monkeypatch,
     wait_until(lambda: shell("squeue", "-h", "--name", trial.sweep.name) == "", "an empty queue")
 
 
+def test_a_failed_run_that_waits_again_is_in_the_queue(here, capsys):
+    """However it ended before: not submitted twice, nothing it needs is cleaned away, and cancel finds its job."""
+    trial = Trial(here, "again", pace=0.0)
+    (run_id,) = read_plan(here, trial)
+    trial.faults = {run_id: ("raise", 5)}
+    trial.pace(0.0)
+    trial.submit()
+    assert trial.settle()["counts"] == {"failed": 1}
+    trial.faults = {}
+    trial.pace(0.0)
+    here.klsweep("retry", trial.directory, HELD)
+    (run,) = trial.status()["runs"]
+    assert (run["state"], run["attempt"], run["cause"]) == ("pending", 1, None)
+    assert run["queue"].startswith("PENDING (BeginTime")
+    assert "1 running or queued elsewhere, 0 to run" in trial.submit(HELD)
+    assert main(["retry", trial.directory, HELD]) == 0
+    assert "nothing to retry" in capsys.readouterr().out
+    assert main(["clean", trial.directory]) == 0
+    removed = capsys.readouterr().out
+    assert f"logs/{trial.job()}_submitted.pkl" not in removed
+    assert "(no job in the queue runs it)" not in removed
+    release(trial)
+    trial.finish()
+    assert trial.check() == "attempts 2, bit-identical"
+    trial.sweep.run(run_id).attempts.folder(2).joinpath("attempt.json").unlink()  # as if killed at its very end
+    here.klsweep("retry", trial.directory, HELD)
+    job = trial.job()
+    assert main(["cancel", trial.directory]) == 0
+    wait_until(lambda: "CANCELLED" in shell("scontrol", "show", "job", job), "the job's end")
+
+
 def test_another_clusters_silence_ends_nothing(here, monkeypatch):
     """SLURM_CONF points to a cluster that does not know the job, and has none: the run goes on and is done once."""
     trial = Trial(here, "elsewhere", pace=0.2)
@@ -186,7 +218,8 @@ def test_a_run_by_itself_its_logs_and_what_can_go(here, capsys):
     assert main(["logs", run]) == 0
     out = capsys.readouterr().out
     assert "attempt 1 on" in out
-    assert f"job {trial.job()}: preempted" in out
+    assert f"job {trial.job()}, checkpoint of update" in out
+    assert "preempted: checkpointed on SIGTERM" in out
     assert "slurmstepd" in out  # what SLURM wrote into the job's log
     (trial.run.checkpoints / ".writing.x").mkdir()
     assert main(["clean", trial.directory, "--dry-run"]) == 0

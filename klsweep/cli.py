@@ -86,7 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--calibrate", action="store_true", help="train a few updates here, to estimate the cost")
     doctor = composing("doctor", _doctor, "submit two short jobs that check what sweeps need from the cluster")
     doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
-    composing("fetch", _fetch, "download the models of a sweep, pinned by revision, into the Hugging Face cache")
+    composing(
+        "fetch",
+        _fetch,
+        "download the models of an experiment (its name, or overrides), pinned by revision, into the cache",
+    )
     audits = composing("audit", _audit, "which gradient a configuration's KL term really takes, exactly")
     add_options(audits)
 

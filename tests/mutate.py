@@ -223,7 +223,7 @@ RECORD = [
     (
         "a silent machine is believed for ever",
         "sweep/status.py",
-        "if owner.is_here() or silent < LOST_SECONDS:",
+        "if (owner is not None and owner.is_here()) or silent < LOST_SECONDS:",
         "if True:",
     ),
 ]

@@ -103,10 +103,11 @@ def _ending(
     if status["state"] != "running":
         return None
     if (working := status.get("job")) is None:
-        owner, silent = Owner(**status["owner"]), folder.silent_seconds(status["attempt"])
-        if owner.is_here() or silent < LOST_SECONDS:
+        owner = Owner(**status["owner"]) if "owner" in status else None  # None: the claim is damaged
+        silent = folder.silent_seconds(status["attempt"])
+        if (owner is not None and owner.is_here()) or silent < LOST_SECONDS:
             return None
-        return "failed", f"vanished: no heartbeat from {owner.host} for {silent:.0f} s"
+        return "failed", f"vanished: no heartbeat from {owner.host if owner else 'its host'} for {silent:.0f} s"
     if place is None:
         unknown = "failed", f"vanished: SLURM does not know job {job}, and its heartbeat has stopped"
         # silence about a job proves nothing while its heart beats: it may be another cluster's, or hidden from us

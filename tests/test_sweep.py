@@ -14,7 +14,7 @@ import yaml
 
 from klsweep.cli import main
 from klsweep.config.compose import composer
-from klsweep.model.source import SHIPPED
+from klsweep.model.source import SHIPPED, Model
 from klsweep.record.folder import RunFolder, SweepFolder
 from klsweep.sweep.launch_local import Local, launch
 from klsweep.sweep.plan import make_plan, write_plan
@@ -381,3 +381,30 @@ def test_plan_as_json_names_what_is_left_out_and_why(in_tmp, capsys):
     text = capsys.readouterr().out
     assert "4 raw − 1 excluded − 0 collapsed = 3 runs; 0 done, 3 to run" in text
     assert "excluded 1: estimator=full has no clip" in text
+
+
+def test_a_model_is_cached_only_with_all_its_weights(tmp_path, monkeypatch):
+    """What a submission looks at: a config without weights, or an index that names an absent shard, fails a job."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "models--lab--tiny/snapshots" / commit
+    model = Model(path="lab/tiny", revision=commit, dtype="float32", attention="sdpa", device="cpu")
+    assert not model.is_cached()
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    assert not model.is_cached()
+    (snapshot / "model.safetensors").write_bytes(b"")
+    assert model.is_cached()
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    (snapshot / "model-1.safetensors").write_bytes(b"")
+    assert not model.is_cached()
+    (snapshot / "model-2.safetensors").write_bytes(b"")
+    assert model.is_cached()
+
+
+def test_fetch_knows_what_an_experiment_needs(in_tmp, capsys):
+    assert main(["fetch", "quickstart"]) == 0
+    assert capsys.readouterr().out == f"klsweep/tiny at its folder: {SHIPPED['klsweep/tiny']}\n"
+    assert main(["fetch", "model.path=nobody/nothing"]) == 2
+    assert "model.path='nobody/nothing'" in capsys.readouterr().err

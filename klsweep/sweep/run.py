@@ -75,16 +75,16 @@ def submit_runs(
     `prepare` writes what the jobs of the runs it is given will read. Budgets begin anew; cancelled runs come back only
     to `revive`. BadInput if a model is not in the cache, or SLURM does not answer or refuses.
     """
-    for spec in specs.values():
-        if not spec.model.is_cached():
+    for model in {spec.model: None for spec in specs.values()}:
+        if not model.is_cached():
             raise BadInput(
-                f"model.path={spec.model.path!r}: not in this machine's Hugging Face cache, and jobs do not download "
+                f"model.path={model.path!r}: not in this machine's Hugging Face cache, and jobs do not download "
                 "(klsweep fetch, with the same overrides, fills the cache)"
             )
     plugins = sorted({plugin for spec in specs.values() for plugin in spec.root.plugins})
     allow_dirty = all(launcher.dirty == "record" for launcher in launchers.values())
-    code = snapshot(sweep, plugins, allow_dirty)
     with our_turn(sweep) as number:
+        code = snapshot(sweep, plugins, allow_dirty)  # in our turn: `clean` would find that no job needs it yet
         observed, trouble = observe(sweep, launchers)
         if trouble is not None:
             raise BadInput(f"launcher=slurm: {trouble}")

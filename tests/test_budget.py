@@ -215,7 +215,7 @@ def test_minutes_that_yaml_made_of_hours_are_refused():
 
 
 def test_an_interrupt_waits_until_the_submission_is_on_record():
-    done = []
+    done, before = [], signal.getsignal(signal.SIGINT)
 
     @_uninterrupted()
     def submit() -> None:
@@ -226,7 +226,7 @@ def test_an_interrupt_waits_until_the_submission_is_on_record():
     with pytest.raises(KeyboardInterrupt):
         submit()
     assert done == ["recorded"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_worker_that_does_not_stop_is_killed_and_its_run_ended(tmp_path, monkeypatch):

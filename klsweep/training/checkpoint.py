@@ -96,11 +96,12 @@ def load_checkpoint(attempt: Attempt, network: Any, optimiser: torch.optim.Optim
             waiting = _rollouts(content["rollouts"], rollouts)
         state = State(content["update"], content["beta_scale"], waiting)
     attempt.note(resumed_from=state.update)
-    for path in attempt.folder.checkpoints.glob("*"):
-        if path.name.startswith("."):  # being written or removed when a process was killed
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name.startswith("update-") and _number(path) > state.update:
+    for path in attempt.folder.checkpoints.glob("update-*"):
+        if _number(path) > state.update:
             _remove(path)
+    for folder in (attempt.folder.checkpoints, attempt.folder.path / "models"):
+        for path in folder.glob(".*"):  # being written or removed when a process was killed
+            shutil.rmtree(path, ignore_errors=True)
     return state
 
 

@@ -80,14 +80,14 @@ CASES = {
         ["train", "kl.weight=token"],
         "kl.weight=token weighs the KL loss: a KL in the reward inh",
     ),
-    "adaptive without a target": (["train", "kl.schedule=adaptive"], "kl: kl.schedule=adaptive needs kl.target (nats"),
+    "adaptive without a target": (["train", "kl.schedule=adaptive"], "kl.schedule=adaptive needs kl.target (nats"),
     "adaptive too fast": (
         ["train", "kl.schedule=adaptive", "kl.target=1.0", "kl.horizon=51.0"],
         "kl.horizon=51 lets one update of 256 sequences turn β negative (give more than 51.2)",
     ),
     "correction floor": (
         ["train", "correction=masked", "correction.floor=3.0"],
-        "correction: correction.floor=3.0 is above correction.cap=2.0",
+        "correction.floor=3.0 is above correction.cap=2.0",
     ),
     "full per token": (["train", "estimator=full", "placement.credit=token"], "estimator=full with placement.credit=t"),
     "full with a clip": (["train", "estimator=full", "clip=fixed"], "estimator=full has no clip"),

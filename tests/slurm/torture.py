@@ -55,6 +55,7 @@ def kill_worker(arena: Arena, name: str) -> str:
     os.kill(trial.strike_point(), signal.SIGKILL)
     (run,) = trial.settle()["runs"]
     assert (run["state"], run["cause"]) == ("failed", "vanished: the worker process ended with signal SIGKILL")
+    wait_until(lambda: "JobState=FAILED" in shell("scontrol", "show", "job", trial.job()), "the job's end")
     assert "ExitCode=1:0" in shell("scontrol", "show", "job", trial.job())
     arena.klsweep("retry", trial.directory, "--only", "sigkill")
     trial.finish()

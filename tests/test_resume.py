@@ -78,8 +78,12 @@ def die_after(seconds: float) -> None:
 
 def contents(folder: RunFolder) -> dict[str, bytes]:
     """Everything that may not differ: the logs, the evaluations, the weights, the milestones."""
-    files = [folder.metrics, *sorted(folder.evaluations.iterdir()), *folder.checkpoints.glob("update-*/*.safetensors")]
-    files += folder.path.glob("models/*/*.safetensors")
+    files = [
+        folder.metrics,
+        *sorted(folder.evaluations.glob("*.jsonl")),
+        *folder.checkpoints.glob("update-*/*.safetensors"),
+    ]
+    files += folder.path.glob("models/update-*/*.safetensors")
     return {str(file.relative_to(folder.path)): file.read_bytes() for file in files}
 
 

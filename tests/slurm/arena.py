@@ -165,7 +165,7 @@ class Trial:
         attempts = []
         for folder in self.folders():
             twin = self.arena.reference.run(folder.run_id)
-            for name in ("metrics.jsonl", *(f"eval/{file.name}" for file in twin.evaluations.iterdir())):
+            for name in ("metrics.jsonl", *(f"eval/{file.name}" for file in twin.evaluations.glob("*.jsonl"))):
                 assert (folder.path / name).read_bytes() == (twin.path / name).read_bytes(), (self.name, name)
             assert weights(folder) == weights(twin), self.name
             ends = [folder.attempts.end_of(n) for n in range(1, folder.attempts.latest() + 1)]

@@ -158,7 +158,11 @@ class Trial:
                     shell("scontrol", "release", run["job"])
             return all(run["state"] in FINISHED for run in status["runs"])
 
-        wait_until(finished, f"{self.name}: done", seconds, lambda: json.dumps(self.status(), indent=1))
+        wait_until(finished, f"{self.name}: done", seconds, self._explanation)
+
+    def _explanation(self) -> str:
+        logs = [f"{file.name}: {file.read_text()[-1500:]}" for file in self.sweep.path.glob("submissions/*/logs/*.*")]
+        return "\n".join([*logs, shell("squeue", "--array", "--states=all"), json.dumps(self.status(), indent=1)])
 
     def check(self) -> str:
         """Every planned run is done, once, and equals the undisturbed one byte for byte; how many attempts it took."""

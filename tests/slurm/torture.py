@@ -79,9 +79,10 @@ def kill_parent(arena: Arena, name: str) -> str:
 
 def time_limit(arena: Arena, name: str) -> str:
     """The time limit: USR2 beforehand; klsweep puts the task back into the queue."""
-    trial = Trial(arena, name, pace=1.0)
-    trial.submit("launcher.time=1", "launcher.signal_delay_s=45")
-    wait_until(lambda: trial.run.attempts.latest() and trial.run.attempts.end_of(1), "the warning", 120)
+    trial = Trial(arena, name, pace=2.0)
+    # 45 s before the warning: a signal that finds Python still starting, on a busy machine, would only kill it
+    trial.submit("launcher.time=2", "launcher.signal_delay_s=75")
+    wait_until(lambda: trial.run.attempts.latest() and trial.run.attempts.end_of(1), "the warning", 180)
     trial.pace(0.0)
     trial.finish()
     first = trial.run.attempts.end_of(1)

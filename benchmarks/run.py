@@ -75,9 +75,9 @@ def floor_seconds() -> float:
     """The same work without klsweep around it: generate, score policy and reference, forward, backward, step."""
     with composer() as session:
         spec = make_plan(session, SPEC, single=True).runs[0].spec
-    network, tokenizer = load_policy(spec.model)
-    reference, _ = load_policy(spec.model)
-    sampler = spec.rollout.bind(network, tokenizer)
+    policy = load_policy(spec.model)
+    network, reference = policy.network, load_policy(spec.model).network
+    sampler = spec.rollout.bind(policy, spec.task.max_response_tokens)
     optimiser = torch.optim.AdamW(network.parameters(), lr=spec.train.lr)
     items, group = spec.task.train_items(), spec.algorithm.group_size
     times = []
@@ -85,7 +85,7 @@ def floor_seconds() -> float:
         start = time.perf_counter()
         prompts = prompt_order(0, update, spec.train.prompts_per_update, len(items))
         draws = uniforms(0, Stream.ROLLOUT, update, prompts, group, spec.task.max_response_tokens)
-        tokens = sampler.generate([items[p].prompt for p in prompts], group, draws, 1.0, 1.0).tokens
+        tokens = sampler.generate(policy.encode([items[p].prompt for p in prompts]), group, draws, 1.0, 1.0).tokens
         score(network, reference, tokens, 1.0, spec.train.micro_batch_size)
         logprobs = chosen(response_distributions(network, tokens, 1.0), tokens.response_ids)
         (-(logprobs * tokens.mask).sum() / len(prompts)).backward()

@@ -23,23 +23,23 @@ def policy():
 
 
 def _generate(policy, batch_size=1024, samples=5, temperature=1.0, top_p=1.0, length=8):
-    sampler = HF(temperature=temperature, top_p=top_p, batch_size=batch_size).bind(*policy)
+    sampler = HF(temperature=temperature, top_p=top_p, batch_size=batch_size).bind(policy, longest=64)
     draws = uniforms(0, Stream.ROLLOUT, 1, range(len(PROMPTS)), samples, length)
-    return sampler.generate(PROMPTS, samples, draws, temperature, top_p)
+    return sampler.generate(policy.encode(PROMPTS), samples, draws, temperature, top_p)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampler_logprobs_are_the_trainers(policy, temperature):
     generation = _generate(policy, temperature=temperature)
     tokens = generation.tokens
-    logprobs = chosen(response_distributions(policy[0], tokens, temperature), tokens.response_ids) * tokens.mask
+    logprobs = chosen(response_distributions(policy.network, tokens, temperature), tokens.response_ids) * tokens.mask
     assert torch.allclose(logprobs, generation.sampler_logprobs, atol=1e-4)
     assert generation.sampler_logprobs.min() < -1.0
 
 
 def test_masks_end_with_the_end_of_sequence_and_truncation_is_marked(policy):
     tokens = _generate(policy).tokens
-    eos = policy[1].eos_token_id
+    eos = policy.tokenizer.eos_token_id
     for ids, mask in zip(tokens.response_ids, tokens.mask, strict=True):
         length = int(mask.sum())
         assert ids[length - 1] == eos
@@ -52,7 +52,7 @@ def test_masks_end_with_the_end_of_sequence_and_truncation_is_marked(policy):
 
 def test_a_responses_tokens_do_not_depend_on_the_batch(policy):
     whole, single = _generate(policy), _generate(policy, batch_size=1)
-    texts = [policy[1].batch_decode(g.tokens.response_ids, skip_special_tokens=True) for g in (whole, single)]
+    texts = [policy.decode(g.tokens.response_ids) for g in (whole, single)]
     assert texts[0] == texts[1]
     assert len(set(texts[0])) > 3
 
@@ -97,7 +97,7 @@ def _versions(lag: int, updates: int) -> list[tuple[int, int]]:
     queue, done = RolloutQueue(lag, updates), 0
     seen = []
     for update in range(1, updates + 1):
-        rollout = queue.next(update, lambda i, done=done: Rollout(i, done, [], None, torch.zeros(0)))  # pyright: ignore
+        rollout = queue.next(update, lambda i, done=done: Rollout(i, done, [], None, torch.zeros(0), 0))  # pyright: ignore
         seen.append((rollout.update, rollout.version))
         done = update
     assert not queue.waiting
@@ -113,10 +113,10 @@ def test_batches_are_consumed_in_order_lag_updates_after_they_were_sampled():
 
 def test_scores_are_the_distributions_kl_and_entropy(policy):
     tokens = _generate(policy).tokens
-    whole = score(policy[0], policy[0], tokens, 1.0, 100)
+    whole = score(policy.network, policy.network, tokens, 1.0, 100)
     assert whole.exact_kl.abs().max() < 1e-6
-    assert torch.allclose(whole.entropy, score(policy[0], policy[0], tokens, 1.0, 2).entropy, atol=1e-5)
-    distributions = response_distributions(policy[0], tokens, 1.0)[0, 0]
+    assert torch.allclose(whole.entropy, score(policy.network, policy.network, tokens, 1.0, 2).entropy, atol=1e-5)
+    distributions = response_distributions(policy.network, tokens, 1.0)[0, 0]
     assert whole.entropy[0, 0].item() == pytest.approx(-(distributions.exp() * distributions).sum().item(), rel=1e-5)
     assert 0 < whole.entropy[0, 0].item() < math.log(distributions.numel())
 
@@ -125,6 +125,6 @@ def test_the_shipped_base_is_small_safe_and_keeps_spaces(policy):
     files = {path.name: path.stat().st_size for path in SHIPPED["klsweep/tiny"].iterdir()}
     assert sum(files.values()) < 1.5e6
     assert "model.safetensors" in files
-    assert type(policy[0]).__name__ == "Qwen2ForCausalLM"
+    assert type(policy.network).__name__ == "Qwen2ForCausalLM"
     for text in (*PROMPTS, " é\n"):
-        assert policy[1].decode(policy[1](text)["input_ids"]) == text
+        assert policy.tokenizer.decode(policy.encode([text])[0]) == text

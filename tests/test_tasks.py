@@ -57,7 +57,9 @@ def test_the_data_seed_alone_decides_the_items():
 
 def test_verification_is_exact_and_rewards_have_the_values_asked_for():
     item, reward = Item("3+4=", "7"), Verifier(correct=2.0, incorrect=-1.0)
-    assert [reward(task("add"), item, text) for text in ("7", "07", " 7", "8", "")] == [2.0, -1.0, -1.0, -1.0, -1.0]
+    grades = [task("add").grade(item, text) for text in ("7", "07", " 7", "8", "")]
+    assert [grade.correct for grade in grades] == [True, False, False, False, False]
+    assert [reward(item, grade.extracted or "", grade) for grade in grades] == [2.0, -1.0, -1.0, -1.0, -1.0]
 
 
 def test_too_few_prompts_is_said_before_training():

@@ -84,7 +84,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, capsys):
     content = bytearray((newest[-1] / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (newest[-1] / "model.safetensors").write_bytes(content)
-    network, _ = load_policy(spec.model)
+    network = load_policy(spec.model).network
     optimiser, attempt = torch.optim.AdamW(network.parameters()), folder.claim()
     assert attempt is not None
     assert load_checkpoint(attempt, network, optimiser) == (2, 1.0, [])
@@ -258,7 +258,7 @@ def test_the_first_optimiser_step_by_hand(tmp_path, overrides, size, decay, step
     if size is None:
         return
     after = load_file(folder.checkpoints / "update-000001" / "model.safetensors")["model.norm.weight"]
-    before = dict(load_policy(spec.model)[0].named_parameters())["model.norm.weight"].detach()
+    before = dict(load_policy(spec.model).network.named_parameters())["model.norm.weight"].detach()
     moved = after - before * (1 - decay)
     assert moved.abs().median().item() == pytest.approx(size, rel=1e-2)
 

@@ -13,6 +13,7 @@ from klsweep.model.policy import load_policy
 from klsweep.record.folder import RunFolder
 from klsweep.rollout.random import Stream, uniforms
 from klsweep.training.checkpoint import load_weights, newest_sound
+from klsweep.training.collect import longest_sequence
 
 SAMPLES = 4  # per prompt
 
@@ -40,21 +41,21 @@ def of_models(spec: RunSpec, reference: str, batches: int, prompts: int, seed: i
 
 
 def _subject(spec: RunSpec, base: RunSpec, checkpoint: Path | None, batches: int, prompts: int, seed: int) -> Subject:
-    network, tokenizer = load_policy(spec.model)
-    reference, _ = load_policy(base.model)
+    policy = load_policy(spec.model)
+    network, reference = policy.network, load_policy(base.model).network
     if reference.config.vocab_size != network.config.vocab_size:
         sizes = network.config.vocab_size, reference.config.vocab_size
         raise BadInput(f"--reference: its vocabulary has {sizes[1]} entries, the model's {sizes[0]}")
     if checkpoint is not None:
         load_weights(checkpoint, network)
     check_memory(network, batches)
-    sampler = spec.rollout.bind(network, tokenizer)
+    sampler = spec.rollout.bind(policy, longest_sequence(spec, policy))
     items = spec.task.train_items()
     drawn = []
     for index in range(batches):
         order = np.random.default_rng([seed, index]).integers(0, len(items), prompts)  # with replacement: independent
         draws = uniforms(seed, Stream.AUDIT, index, range(prompts), SAMPLES, spec.task.max_response_tokens)
         texts = [items[p].prompt for p in order]
-        drawn.append(sampler.generate(texts, SAMPLES, draws, spec.rollout.temperature, 1.0).tokens)
+        drawn.append(sampler.generate(policy.encode(texts), SAMPLES, draws, spec.rollout.temperature, 1.0).tokens)
     longest = spec.task.max_response_tokens
     return Subject(network, reference.requires_grad_(False), spec.rollout.temperature, longest, drawn)

@@ -1,6 +1,8 @@
 """Transformers policies: loading them, and the log-probabilities of given tokens."""
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -41,19 +43,53 @@ class Scores:
     entropy: Tensor
 
 
-def load_base(model: Model) -> tuple[Any, Any]:
-    """(frozen base, tokenizer), loaded once in a process that trains several runs from it."""
+@dataclass(frozen=True)
+class Policy:
+    """A loaded network, and what turns text into its tokens and back."""
+
+    model: Model
+    network: Any
+    tokenizer: Any
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Every token that ends a response: the tokenizer's end of sequence, and what the generation config lists."""
+        listed = self.network.generation_config.eos_token_id
+        listed = listed if isinstance(listed, list) else [listed]
+        return tuple(sorted({self.tokenizer.eos_token_id, *listed} - {None}))
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens of prompt and response together that the network has positions for, None if it does not say."""
+        return getattr(self.network.config, "max_position_embeddings", None)
+
+    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each prompt, as the policy is asked it."""
+        return self.tokenizer(list(prompts))["input_ids"]
+
+    def decode(self, response_ids: Tensor) -> list[str]:
+        """The text of each response, without special tokens."""
+        return self.tokenizer.batch_decode(response_ids, skip_special_tokens=True)
+
+    def trainable_copy(self) -> "Policy":
+        """The same policy with weights of its own that can be trained."""
+        return replace(self, network=copy.deepcopy(self.network).requires_grad_(True))
+
+
+def load_base(model: Model) -> Policy:
+    """The frozen base, loaded once in a process that trains several runs from it."""
     return _load_base(model, model.content())
 
 
 @lru_cache(maxsize=1)
-def _load_base(model: Model, content: str) -> tuple[Any, Any]:
-    network, tokenizer = load_policy(model)
-    return network.requires_grad_(False), tokenizer
+def _load_base(model: Model, content: str) -> Policy:
+    policy = load_policy(model)
+    policy.network.requires_grad_(False)
+    return policy
 
 
-def load_policy(model: Model) -> tuple[Any, Any]:
-    """(model, tokenizer) ready to run, in evaluation mode: no dropout, sampler and trainer see the same function."""
+def load_policy(model: Model) -> Policy:
+    """A policy ready to run, in evaluation mode: no dropout, sampler and trainer see the same function."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -68,7 +104,7 @@ def load_policy(model: Model) -> tuple[Any, Any]:
         attn_implementation=model.attention,
         use_safetensors=True,
     )
-    return network.to(device_of(model)).eval(), tokenizer
+    return Policy(model, network.to(device_of(model)).eval(), tokenizer)
 
 
 def device_of(model: Model) -> str:

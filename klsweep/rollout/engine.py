@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
-from klsweep.model.policy import Tokens
+from klsweep.model.policy import Policy, Tokens
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,23 @@ class Generation:
 
 
 class Sampler(Protocol):
-    """An engine bound to a policy: `generate` samples from the policy's weights as they are at that moment."""
+    """An engine bound to a policy, from whose weights `generate` samples."""
 
     @property
     def repeats_itself(self) -> bool:
         """True if equal weights and draws give equal bits; else rollouts are kept, so that none is sampled twice."""
         ...
 
+    def take_weights(self) -> None:
+        """Sample from the policy's weights as they are now; to be called after they have changed."""
+        ...
+
     def generate(
-        self, prompts: Sequence[str], samples: int, uniforms: np.ndarray, temperature: float, top_p: float
+        self, prompts: Sequence[Sequence[int]], samples: int, uniforms: np.ndarray, temperature: float, top_p: float
     ) -> Generation:
-        """`samples` responses to each prompt, a prompt's samples adjacent; temperature 0 is greedy.
+        """`samples` responses to each prompt (token ids), a prompt's samples adjacent; temperature 0 is greedy.
+
+        A response ends with the first of the policy's stop ids.
 
         `uniforms` ``[prompts × samples, max new tokens]``: one draw per token (inverse CDF); its width is the
         length limit. FloatingPointError if the policy's probabilities are not finite.
@@ -39,12 +45,15 @@ class Sampler(Protocol):
 
 
 class Engine(Protocol):
-    """The `rollout` node: says how to sample, and binds itself to a loaded policy."""
+    """The `rollout` node: says how to sample, and binds itself to a loaded policy.
+
+    `longest`: tokens of the longest prompt and its longest response together.
+    """
 
     temperature: float
     top_p: float
 
-    def bind(self, network: Any, tokenizer: Any) -> Sampler: ...
+    def bind(self, policy: Policy, longest: int) -> Sampler: ...
 
 
 @dataclass(frozen=True)
@@ -56,3 +65,4 @@ class Rollout:
     prompts: list[int]  # index of each prompt in the task's training set, [N]
     generation: Generation  # B = N × group_size, a group adjacent
     rewards: Tensor  # [B]
+    verifier_errors: int  # responses that the verifier could not grade, and that count as incorrect

@@ -11,7 +11,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from klsweep.component import component
-from klsweep.model.policy import Tokens
+from klsweep.model.policy import Policy, Tokens
 from klsweep.rollout.engine import Generation
 
 
@@ -24,9 +24,9 @@ class HF:
     top_p: Annotated[float, Gt(0), Le(1)]
     batch_size: PositiveInt
 
-    def bind(self, network: Any, tokenizer: Any) -> "HFSampler":
+    def bind(self, policy: Policy, longest: int) -> "HFSampler":
         """A sampler that shares the trainer's weights: an optimiser step is seen by the next `generate`."""
-        return HFSampler(network, tokenizer, self.batch_size)
+        return HFSampler(policy.network, policy.tokenizer.pad_token_id, policy.stop_ids, self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class HFSampler:
     """See `Sampler`. Prompts are run once each and their cache is repeated for their samples."""
 
     network: Any
-    tokenizer: Any
+    pad_id: int
+    stop_ids: tuple[int, ...]
     batch_size: int
 
     @property
@@ -42,13 +43,14 @@ class HFSampler:
         """See `Sampler.repeats_itself`."""
         return self.network.device.type == "cpu"
 
+    def take_weights(self) -> None:
+        """Nothing to do: the weights are shared."""
+
     def generate(
-        self, prompts: Sequence[str], samples: int, uniforms: np.ndarray, temperature: float, top_p: float
+        self, prompts: Sequence[Sequence[int]], samples: int, uniforms: np.ndarray, temperature: float, top_p: float
     ) -> Generation:
         """See `Sampler.generate`."""
-        encoded = self.tokenizer(list(prompts), padding=True, return_tensors="pt")
-        ids = encoded["input_ids"].to(self.network.device)
-        mask = encoded["attention_mask"].to(self.network.device)
+        ids, mask = (x.to(self.network.device) for x in left_padded(prompts, self.pad_id))
         draws = torch.from_numpy(uniforms).to(self.network.device)
         per_call = max(1, self.batch_size // samples)
         parts = [
@@ -62,7 +64,7 @@ class HFSampler:
             )
             for i in range(0, len(ids), per_call)
         ]
-        return _join(parts, self.tokenizer.pad_token_id)
+        return _join(parts, self.pad_id)
 
     @torch.no_grad()
     def _decode(
@@ -76,12 +78,13 @@ class HFSampler:
         prompt_ids, prompt_mask = ids.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
         attention, position = prompt_mask, positions[:, -1:].repeat_interleave(samples, 0)
         alive = torch.ones(len(prompt_ids), dtype=torch.bool, device=ids.device)
+        stops = torch.tensor(self.stop_ids, device=ids.device)
         columns: list[tuple[Tensor, Tensor, Tensor]] = []
         for step in range(draws.shape[1]):
             token, logprob = draw_tokens(logits, draws[:, step], temperature, top_p)
-            token = token.where(alive, self.tokenizer.pad_token_id)
+            token = token.where(alive, self.pad_id)
             columns.append((token, logprob.where(alive, 0.0), alive))
-            alive = alive & (token != self.tokenizer.eos_token_id)
+            alive = alive & ~torch.isin(token, stops)
             if not alive.any() or step == draws.shape[1] - 1:
                 break
             attention = torch.cat([attention, columns[-1][2][:, None].to(attention.dtype)], 1)
@@ -98,6 +101,13 @@ class HFSampler:
             raise FloatingPointError("the policy's probabilities are not finite")
         tokens = Tokens(prompt_ids, prompt_mask, response_ids, generated.float())
         return Generation(tokens, logprobs, alive)
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids and mask ``[prompts, P]`` int64 of prompts of different lengths, padded on the left."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    return ids, torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
 
 
 def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import NonNegativeInt, PositiveInt
 
 from klsweep.component import component
-from klsweep.tasks.base import Item
+from klsweep.tasks.base import Grade, Item
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -95,6 +95,6 @@ class Arithmetic:
         """The held-out prompts."""
         return self._items()[: self.eval_prompts]
 
-    def is_correct(self, item: Item, response: str) -> bool:
-        """Exact string equality with the answer."""
-        return response == item.answer
+    def grade(self, item: Item, response: str) -> Grade:
+        """Correct if the whole response equals the answer exactly."""
+        return Grade(response == item.answer, response)

@@ -19,6 +19,18 @@ class Item(NamedTuple):
         return hashlib.sha256(self.prompt.encode()).hexdigest()[:12]
 
 
+class Grade(NamedTuple):
+    """What a verifier makes of a response: `extracted` is the answer it found in it, None if there was none.
+
+    `error` says what went wrong in the verifier itself (it raised, or ran out of time): the response counts as
+    incorrect, and such grades are counted, never swallowed.
+    """
+
+    correct: bool
+    extracted: str | None
+    error: str | None = None
+
+
 class Task(Protocol):
     """Prompts to train on, prompts to evaluate on (disjoint from the former), and a verifier."""
 
@@ -29,7 +41,7 @@ class Task(Protocol):
 
     def eval_items(self) -> Sequence[Item]: ...
 
-    def is_correct(self, item: Item, response: str) -> bool: ...
+    def grade(self, item: Item, response: str) -> Grade: ...
 
 
 @lru_cache(maxsize=256)

@@ -1,7 +1,7 @@
 """Rewards that need no model."""
 
 from klsweep.component import component
-from klsweep.tasks.base import Item, Task
+from klsweep.tasks.base import Grade, Item
 
 
 @component
@@ -11,5 +11,5 @@ class Verifier:
     correct: float
     incorrect: float
 
-    def __call__(self, task: Task, item: Item, response: str) -> float:
-        return self.correct if task.is_correct(item, response) else self.incorrect
+    def __call__(self, item: Item, response: str, grade: Grade) -> float:
+        return self.correct if grade.correct else self.incorrect

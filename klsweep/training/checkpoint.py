@@ -260,6 +260,7 @@ def _restore_optimiser(network: Any, optimiser: torch.optim.Optimizer, tensors: 
         optimiser.state[parameters[name]][entry] = value.to(device, copy=True)  # not a view of the file
 
 
+_FIELDS = ("update", "version", "prompts", "verifier_errors")
 _TENSORS = ("prompt_ids", "prompt_mask", "response_ids", "mask")
 
 
@@ -275,7 +276,7 @@ def _rollout_tensors(rollouts: list[Rollout]) -> dict[str, Tensor]:
 
 
 def _described(rollout: Rollout) -> dict[str, Any]:
-    return {"update": rollout.update, "version": rollout.version, "prompts": rollout.prompts}
+    return {name: getattr(rollout, name) for name in _FIELDS}
 
 
 def _rollouts(described: list[dict[str, Any]], tensors: dict[str, Tensor]) -> list[Rollout]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from klsweep.model.policy import Scores, Tokens
+from klsweep.model.policy import Policy, Scores, Tokens
 from klsweep.objective.objective import masked
 from klsweep.rollout.engine import Sampler
 from klsweep.rollout.random import Stream, uniforms
@@ -15,7 +15,7 @@ ItemRow = dict[str, Any]
 
 
 def evaluate(
-    sampler: Sampler, tokenizer: Any, settings: Eval, score: Callable[[Tokens], Scores]
+    sampler: Sampler, policy: Policy, settings: Eval, score: Callable[[Tokens], Scores]
 ) -> dict[str, list[ItemRow]]:
     """Rows of every suite: how many of n samples were right, whether the greedy response was, and the KL.
 
@@ -24,35 +24,39 @@ def evaluate(
     distributions at `eval.temperature`. Draws depend on `eval.seed`, item and sample alone, so two policies are
     compared on common random numbers.
     """
-    return {name: _suite(sampler, tokenizer, settings, suite, score) for name, suite in settings.suites.items()}
+    return {name: _suite(sampler, policy, settings, suite, score) for name, suite in settings.suites.items()}
 
 
 def _suite(
-    sampler: Sampler, tokenizer: Any, settings: Eval, suite: Task, score: Callable[[Tokens], Scores]
+    sampler: Sampler, policy: Policy, settings: Eval, suite: Task, score: Callable[[Tokens], Scores]
 ) -> list[ItemRow]:
     items = suite.eval_items()
-    prompts, n = [item.prompt for item in items], settings.samples_per_prompt
+    prompts, n = policy.encode([item.prompt for item in items]), settings.samples_per_prompt
     draws = uniforms(settings.seed, Stream.EVALUATION, 0, range(len(items)), n, suite.max_response_tokens)
     sampled = sampler.generate(prompts, n, draws, settings.temperature, settings.top_p).tokens
     greedy = sampler.generate(prompts, 1, draws[::n], 0.0, 1.0).tokens
     scores = score(sampled)
     kl = masked(scores.exact_kl, sampled.mask).double().sum(1).view(-1, n).mean(1).tolist()
     entropy = masked(scores.entropy, sampled.mask).double().sum(1).view(-1, n).mean(1).tolist()
-    texts = tokenizer.batch_decode(sampled.response_ids, skip_special_tokens=True)
-    greedy_texts = tokenizer.batch_decode(greedy.response_ids, skip_special_tokens=True)
-    return [
-        {
-            "item": i,
-            "prompt_hash": item.prompt_hash,
-            "samples": n,
-            "correct": sum(suite.is_correct(item, text) for text in texts[i * n : (i + 1) * n]),
-            "greedy_correct": suite.is_correct(item, greedy_texts[i]),
-            "greedy_response": greedy_texts[i],
-            "kl": kl[i],
-            "entropy": entropy[i],
-        }
-        for i, item in enumerate(items)
-    ]
+    texts, greedy_texts = policy.decode(sampled.response_ids), policy.decode(greedy.response_ids)
+    rows = []
+    for i, item in enumerate(items):
+        grades = [suite.grade(item, text) for text in texts[i * n : (i + 1) * n]]
+        greedy_grade = suite.grade(item, greedy_texts[i])
+        rows.append(
+            {
+                "item": i,
+                "prompt_hash": item.prompt_hash,
+                "samples": n,
+                "correct": sum(grade.correct for grade in grades),
+                "greedy_correct": greedy_grade.correct,
+                "greedy_response": greedy_texts[i],
+                "verifier_errors": sum(grade.error is not None for grade in (*grades, greedy_grade)),
+                "kl": kl[i],
+                "entropy": entropy[i],
+            }
+        )
+    return rows
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:

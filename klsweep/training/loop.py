@@ -1,6 +1,5 @@
 """The training loop: rollout → reward → KL in reward → advantage → loss → step → evaluate → checkpoint."""
 
-import copy
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +18,10 @@ from klsweep.record.files import append_rows, read_rows
 from klsweep.record.folder import Attempt
 from klsweep.rollout.buffer import RolloutQueue
 from klsweep.rollout.engine import Rollout
-from klsweep.rollout.random import Stream, prompt_order, uniforms
 from klsweep.tracking import Tracker
 from klsweep.training import checkpoint
 from klsweep.training import metrics as measure
+from klsweep.training.collect import Collector, longest_sequence
 from klsweep.training.evaluate import ItemRow, evaluate, summary
 from klsweep.training.step import Learner
 
@@ -50,17 +49,19 @@ def train(
     `artifacts` holds what runs share (the base's evaluation). `should_stop` is asked between updates, and why;
     `on_update` is told each update's metrics. Raises Lost as soon as the run has become another process's.
     """
-    settings, algorithm, seed = spec.train, spec.algorithm, spec.root.seed
+    settings, algorithm = spec.train, spec.algorithm
     temperature, max_length = spec.rollout.temperature, spec.task.max_response_tokens
     folder = attempt.folder
     objective = build_objective(*spec.objective_parts)
-    reference, tokenizer = load_base(spec.model)
-    network = copy.deepcopy(reference).requires_grad_(True)  # before any checkpoint: the reference is always the base
+    base = load_base(spec.model)
+    policy = base.trainable_copy()  # before any checkpoint: the reference is always the base
+    network, reference = policy.network, base.network
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     state = checkpoint.load_checkpoint(attempt, network, optimiser)
     done, beta_scale = state.update, state.beta_scale
     queue = RolloutQueue(spec.sampling.lag, settings.updates, state.waiting)
-    sampler = spec.rollout.bind(network, tokenizer)
+    sampler = spec.rollout.bind(policy, longest_sequence(spec, policy))
+    collector = Collector(spec, policy, sampler)
     sampled = {} if sampler.repeats_itself else checkpoint.load_rollouts(folder, network.device)
     learner = Learner(
         network=network,
@@ -73,7 +74,6 @@ def train(
         micro_batch_size=settings.micro_batch_size,
         max_grad_norm=settings.max_grad_norm,
     )
-    items = spec.task.train_items()
     folder.evaluations.mkdir(exist_ok=True)
     suites = {suite: folder.evaluations / f"{suite}.jsonl" for suite in spec.eval.suites}
     attempt.begin_logs([folder.metrics, folder.timing, *suites.values()], done or -1)
@@ -81,14 +81,7 @@ def train(
     def sample(index: int) -> Rollout:
         if index in sampled:
             return sampled[index]
-        prompts = prompt_order(seed, index, settings.prompts_per_update, len(items))
-        draws = uniforms(seed, Stream.ROLLOUT, index, range(len(prompts)), algorithm.group_size, max_length)
-        texts = [items[p].prompt for p in prompts]
-        generation = sampler.generate(texts, algorithm.group_size, draws, temperature, spec.rollout.top_p)
-        responses = tokenizer.batch_decode(generation.tokens.response_ids, skip_special_tokens=True)
-        asked = [items[p] for p in prompts for _ in range(algorithm.group_size)]
-        rewards = [spec.reward(spec.task, item, text) for item, text in zip(asked, responses, strict=True)]
-        rollout = Rollout(index, done, prompts, generation, torch.tensor(rewards, device=network.device))
+        rollout = collector.collect(index, version=done)
         if not sampler.repeats_itself:
             checkpoint.save_rollout(attempt, rollout)
         return rollout
@@ -96,7 +89,7 @@ def train(
     def run_evaluation() -> dict[str, list[ItemRow]]:
         return evaluate(
             sampler,
-            tokenizer,
+            policy,
             spec.eval,
             lambda tokens: score(network, reference, tokens, spec.eval.temperature, spec.eval.batch_size),
         )
@@ -141,8 +134,9 @@ def train(
         )
         with clock.phase("step"):
             steps = learner.update(rollout.generation, scores, advantages, betas.loss)
+            sampler.take_weights()
         row: measure.Metrics = {
-            **measure.reward_metrics(rollout.rewards, algorithm.group_size),
+            **measure.reward_metrics(rollout, algorithm.group_size),
             **measure.kl_metrics(scores, tokens.mask),
             **measure.clip_metrics(scores, tokens.mask, objective),
             **measure.strength_metrics(betas, tokens.lengths, objective, max_length),
@@ -163,7 +157,7 @@ def train(
                 cause = cause or str(error)
         record_update(update, row)
         if update in spec.checkpoint.keep_at:  # before the checkpoint: a run that goes on from that does not come here
-            checkpoint.save_milestone(attempt, update, network, tokenizer)
+            checkpoint.save_milestone(attempt, update, network, policy.tokenizer)
         due = done == settings.updates or time.monotonic() - saved_at >= settings.checkpoint_seconds
         if due and cause is None:  # a run killed while it ends as diverged must not go on after its divergence
             with clock.phase("checkpoint"):

@@ -55,13 +55,17 @@ def clip_metrics(scores: Scores, mask: Tensor, objective: Objective) -> Metrics:
     return {"clip/fraction": _token_mean((moved > 0).float(), mask), "clip/distance": _token_mean(moved, mask)}
 
 
-def reward_metrics(rewards: Tensor, group_size: int) -> Metrics:
-    """Mean and spread of rewards, and the share of groups whose rewards are all equal (no signal in them)."""
+def reward_metrics(rollout: Rollout, group_size: int) -> Metrics:
+    """Mean and spread of rewards, the share of groups whose rewards are all equal (no signal in them), and how many
+    responses could not be graded.
+    """
+    rewards = rollout.rewards
     groups = rewards.double().view(-1, group_size)
     return {
         "reward/mean": groups.mean().item(),
         "reward/std": rewards.double().std(correction=0).item(),
         "reward/zero_variance_groups": (groups.max(1).values == groups.min(1).values).double().mean().item(),
+        "reward/verifier_errors": rollout.verifier_errors,
     }
 
 

@@ -117,18 +117,18 @@ def drifted():
     from klsweep.rollout.random import Stream, uniforms
 
     spec = small_spec("placement=none")
-    network, tokenizer = load_policy(spec.model)
-    reference = load_policy(spec.model)[0].requires_grad_(False)
+    policy = load_policy(spec.model)
+    network, reference = policy.network, load_policy(spec.model).network.requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
-    sampler, items = spec.rollout.bind(network, tokenizer), spec.task.train_items()
+    sampler, items = spec.rollout.bind(policy, longest=64), spec.task.train_items()
     batches = []
     for index in range(16):
         texts = [items[i].prompt for i in range(4 * index, 4 * index + 4)]
         draws = uniforms(0, Stream.AUDIT, index, range(4), 16, spec.task.max_response_tokens)
-        batches.append(sampler.generate(texts, 16, draws, 1.0, 1.0).tokens)
+        batches.append(sampler.generate(policy.encode(texts), 16, draws, 1.0, 1.0).tokens)
     return Subject(network, reference, 1.0, spec.task.max_response_tokens, batches)
 
 

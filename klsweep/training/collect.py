@@ -1,0 +1,76 @@
+"""Collecting the batch of an update: which prompts, their responses, and what those are worth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from klsweep.config.build import RunSpec
+from klsweep.errors import BadInput
+from klsweep.model.policy import Policy
+from klsweep.rollout.engine import Rollout, Sampler
+from klsweep.rollout.random import Stream, prompt_order, uniforms
+from klsweep.tasks.base import Item
+
+
+@dataclass(frozen=True)
+class Collector:
+    """Samples batches of a run. A batch depends on the run, its number and the weights alone."""
+
+    spec: RunSpec
+    policy: Policy
+    sampler: Sampler
+
+    def collect(self, index: int, version: int) -> Rollout:
+        """The batch of update `index`, sampled and graded; `version`: updates that the sampler's weights have seen."""
+        spec, group_size = self.spec, self.spec.algorithm.group_size
+        items = spec.task.train_items()
+        prompts = prompt_order(spec.root.seed, index, spec.train.prompts_per_update, len(items))
+        asked = [items[p] for p in prompts]
+        draws = uniforms(
+            spec.root.seed, Stream.ROLLOUT, index, range(len(prompts)), group_size, spec.task.max_response_tokens
+        )
+        generation = self.sampler.generate(
+            self.policy.encode([item.prompt for item in asked]),
+            group_size,
+            draws,
+            spec.rollout.temperature,
+            spec.rollout.top_p,
+        )
+        responses = self.policy.decode(generation.tokens.response_ids)
+        answered = list(zip(repeated(asked, group_size), responses, strict=True))
+        grades = [spec.task.grade(item, text) for item, text in answered]
+        rewards = [spec.reward(item, text, grade) for (item, text), grade in zip(answered, grades, strict=True)]
+        return Rollout(
+            update=index,
+            version=version,
+            prompts=prompts,
+            generation=generation,
+            rewards=torch.tensor(rewards, device=generation.tokens.mask.device),
+            verifier_errors=sum(grade.error is not None for grade in grades),
+        )
+
+
+def repeated(items: Sequence[Item], samples: int) -> list[Item]:
+    """Each item once for each of its samples, a prompt's samples adjacent."""
+    return [item for item in items for _ in range(samples)]
+
+
+def longest_sequence(spec: RunSpec, policy: Policy) -> int:
+    """Tokens of the longest prompt and its longest response together, in training and evaluation.
+
+    BadInput if the policy has no positions for that many.
+    """
+    parts = [("task", spec.task, spec.task.train_items())]
+    parts += [(f"eval.suites.{name}", suite, suite.eval_items()) for name, suite in spec.eval.suites.items()]
+    longest = 0
+    for name, task, items in parts:
+        prompt = max(map(len, policy.encode([item.prompt for item in items])))
+        length = prompt + task.max_response_tokens
+        if policy.longest is not None and length > policy.longest:
+            raise BadInput(
+                f"{name}: its longest prompt has {prompt} tokens, with max_response_tokens={task.max_response_tokens} "
+                f"that makes {length}, but model.path={spec.model.path!r} has positions for {policy.longest}"
+            )
+        longest = max(longest, length)
+    return longest

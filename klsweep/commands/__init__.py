@@ -1,0 +1,1 @@
+"""The commands, by what they are given: overrides (`composing`), a sweep folder (`sweeps`), a run folder (`runs`)."""

@@ -315,11 +315,11 @@ def test_the_record_of_a_run(tmp_path):
 
 
 def test_the_base_is_evaluated_once_for_all_runs(tmp_path, monkeypatch):
-    import klsweep.training.loop as loop
+    import klsweep.training.trainer as trainer
 
     calls = []
-    evaluate = loop.evaluate
-    monkeypatch.setattr(loop, "evaluate", lambda *a: calls.append(1) or evaluate(*a))
+    evaluate = trainer.evaluate
+    monkeypatch.setattr(trainer, "evaluate", lambda *a: calls.append(1) or evaluate(*a))
     for seed in (0, 1, 2):
         run(tmp_path, f"s{seed}", f"seed={seed}", "train.updates=1")
     assert len(calls) == 3 + 1

@@ -11,7 +11,6 @@ import torch
 
 from klsweep.config.build import RunSpec
 from klsweep.config.identity import base_eval_id
-from klsweep.model.policy import load_base, score
 from klsweep.objective.objective import build_objective
 from klsweep.record.claims import shared_artifact
 from klsweep.record.files import append_rows, read_rows
@@ -21,9 +20,8 @@ from klsweep.rollout.engine import Rollout
 from klsweep.tracking import Tracker
 from klsweep.training import checkpoint
 from klsweep.training import metrics as measure
-from klsweep.training.collect import Collector, longest_sequence
-from klsweep.training.evaluate import ItemRow, evaluate, summary
-from klsweep.training.step import Learner
+from klsweep.training.evaluate import ItemRow, summary
+from klsweep.training.trainer import Trainer
 
 
 class Outcome(NamedTuple):
@@ -49,31 +47,13 @@ def train(
     `artifacts` holds what runs share (the base's evaluation). `should_stop` is asked between updates, and why;
     `on_update` is told each update's metrics. Raises Lost as soon as the run has become another process's.
     """
-    settings, algorithm = spec.train, spec.algorithm
-    temperature, max_length = spec.rollout.temperature, spec.task.max_response_tokens
-    folder = attempt.folder
+    settings, folder = spec.train, attempt.folder
     objective = build_objective(*spec.objective_parts)
-    base = load_base(spec.model)
-    policy = base.trainable_copy()  # before any checkpoint: the reference is always the base
-    network, reference = policy.network, base.network
-    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    state = checkpoint.load_checkpoint(attempt, network, optimiser)
+    trainer = Trainer(spec, objective)
+    state = trainer.load(attempt)
     done, beta_scale = state.update, state.beta_scale
     queue = RolloutQueue(spec.sampling.lag, settings.updates, state.waiting)
-    sampler = spec.rollout.bind(policy, longest_sequence(spec, policy))
-    collector = Collector(spec, policy, sampler)
-    sampled = {} if sampler.repeats_itself else checkpoint.load_rollouts(folder, network.device)
-    learner = Learner(
-        network=network,
-        reference=reference,
-        optimiser=optimiser,
-        objective=objective,
-        temperature=temperature,
-        max_length=max_length,
-        minibatches=settings.minibatches,
-        micro_batch_size=settings.micro_batch_size,
-        max_grad_norm=settings.max_grad_norm,
-    )
+    sampled = {} if trainer.repeats_itself else checkpoint.load_rollouts(folder, trainer.device)
     folder.evaluations.mkdir(exist_ok=True)
     suites = {suite: folder.evaluations / f"{suite}.jsonl" for suite in spec.eval.suites}
     attempt.begin_logs([folder.metrics, folder.timing, *suites.values()], done or -1)
@@ -81,18 +61,10 @@ def train(
     def sample(index: int) -> Rollout:
         if index in sampled:
             return sampled[index]
-        rollout = collector.collect(index, version=done)
-        if not sampler.repeats_itself:
+        rollout = trainer.collect(index, version=done)
+        if not trainer.repeats_itself:
             checkpoint.save_rollout(attempt, rollout)
         return rollout
-
-    def run_evaluation() -> dict[str, list[ItemRow]]:
-        return evaluate(
-            sampler,
-            policy,
-            spec.eval,
-            lambda tokens: score(network, reference, tokens, spec.eval.temperature, spec.eval.batch_size),
-        )
 
     def record_evaluation(update: int, rows: dict[str, list[ItemRow]]) -> measure.Metrics:
         for suite, suite_rows in rows.items():
@@ -105,11 +77,10 @@ def train(
         on_update(update, row)
 
     def save() -> None:
-        state = checkpoint.State(done, beta_scale, list(queue.waiting))
-        checkpoint.save_checkpoint(attempt, state, network, optimiser)
+        trainer.save(attempt, checkpoint.State(done, beta_scale, list(queue.waiting)))
 
     if done == 0:
-        rows = _base_evaluation(spec, artifacts, run_evaluation)
+        rows = _base_evaluation(spec, artifacts, trainer.evaluate)
         record_update(0, record_evaluation(0, rows))
     saved, saved_at = state.update, time.monotonic()
     while done < settings.updates:
@@ -119,8 +90,6 @@ def train(
             return Outcome(reason)
         update, clock = done + 1, Clock()
         betas = objective.kl.betas(update, settings.updates, beta_scale)
-        for group in optimiser.param_groups:
-            group["lr"] = settings.lr_at(update)
         try:
             with clock.phase("rollout"):
                 rollout = queue.next(update, sample)
@@ -128,18 +97,17 @@ def train(
             return Outcome("diverged", f"update {update}: {error}")
         tokens = rollout.generation.tokens
         with clock.phase("score"):
-            scores = score(network, reference, tokens, temperature, settings.micro_batch_size)
+            scores = trainer.score(tokens)
         advantages = objective.advantages(
             rollout.rewards, scores.old_logprobs, scores.ref_logprobs, tokens.mask, betas.reward, scores.exact_kl
         )
         with clock.phase("step"):
-            steps = learner.update(rollout.generation, scores, advantages, betas.loss)
-            sampler.take_weights()
+            steps = trainer.update(rollout.generation, scores, advantages, betas.loss, settings.lr_at(update))
         row: measure.Metrics = {
-            **measure.reward_metrics(rollout, algorithm.group_size),
+            **measure.reward_metrics(rollout, spec.algorithm.group_size),
             **measure.kl_metrics(scores, tokens.mask),
             **measure.clip_metrics(scores, tokens.mask, objective),
-            **measure.strength_metrics(betas, tokens.lengths, objective, max_length),
+            **measure.strength_metrics(betas, tokens.lengths, objective, spec.task.max_response_tokens),
             **measure.staleness_metrics(rollout, scores, update, objective),
             **measure.length_metrics(rollout),
             **steps,
@@ -152,12 +120,12 @@ def train(
         if done == settings.updates or cause is not None or (every and done % every == 0):
             try:
                 with clock.phase("eval"):
-                    row.update(record_evaluation(update, run_evaluation()))
+                    row.update(record_evaluation(update, trainer.evaluate()))
             except FloatingPointError as error:
                 cause = cause or str(error)
         record_update(update, row)
         if update in spec.checkpoint.keep_at:  # before the checkpoint: a run that goes on from that does not come here
-            checkpoint.save_milestone(attempt, update, network, policy.tokenizer)
+            trainer.save_milestone(attempt, update)
         due = done == settings.updates or time.monotonic() - saved_at >= settings.checkpoint_seconds
         if due and cause is None:  # a run killed while it ends as diverged must not go on after its divergence
             with clock.phase("checkpoint"):

@@ -1,0 +1,100 @@
+"""Everything that a run computes: policy, reference, optimiser and sampler, and what is done with them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klsweep.config.build import RunSpec
+from klsweep.model.policy import Scores, Tokens, load_base, score
+from klsweep.objective.objective import Objective
+from klsweep.record.folder import Attempt
+from klsweep.rollout.engine import Generation, Rollout
+from klsweep.training import checkpoint
+from klsweep.training.collect import Collector, longest_sequence
+from klsweep.training.evaluate import ItemRow, evaluate
+from klsweep.training.metrics import Metrics
+from klsweep.training.step import Learner
+
+
+class Trainer:
+    """What a run computes with. Which computation comes when, what is recorded and when to stop, `train` decides.
+
+    BadInput if the policy has no positions for the longest prompt and response.
+    """
+
+    def __init__(self, spec: RunSpec, objective: Objective) -> None:
+        settings = spec.train
+        base = load_base(spec.model)
+        self._spec = spec
+        self._policy = base.trainable_copy()  # before any checkpoint: the reference is always the base
+        self._reference = base.network
+        self._optimiser = torch.optim.AdamW(
+            self._policy.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        self._sampler = spec.rollout.bind(self._policy, longest_sequence(spec, self._policy))
+        self._collector = Collector(spec, self._policy, self._sampler)
+        self._learner = Learner(
+            network=self._policy.network,
+            reference=self._reference,
+            optimiser=self._optimiser,
+            objective=objective,
+            temperature=spec.rollout.temperature,
+            max_length=spec.task.max_response_tokens,
+            minibatches=settings.minibatches,
+            micro_batch_size=settings.micro_batch_size,
+            max_grad_norm=settings.max_grad_norm,
+        )
+
+    @property
+    def device(self) -> Any:
+        """Where batches live."""
+        return self._policy.network.device
+
+    @property
+    def repeats_itself(self) -> bool:
+        """See `Sampler.repeats_itself`."""
+        return self._sampler.repeats_itself
+
+    def collect(self, index: int, version: int) -> Rollout:
+        """See `Collector.collect`."""
+        return self._collector.collect(index, version)
+
+    def score(self, tokens: Tokens) -> Scores:
+        """What the policy and the reference say of a batch's tokens before its update."""
+        temperature, rows = self._spec.rollout.temperature, self._spec.train.micro_batch_size
+        return score(self._policy.network, self._reference, tokens, temperature, rows)
+
+    def update(self, generation: Generation, scores: Scores, advantages: Tensor, beta: float, lr: float) -> Metrics:
+        """See `Learner.update`; the sampler then samples from the new weights."""
+        for group in self._optimiser.param_groups:
+            group["lr"] = lr
+        metrics = self._learner.update(generation, scores, advantages, beta)
+        self._sampler.take_weights()
+        return metrics
+
+    def evaluate(self) -> dict[str, list[ItemRow]]:
+        """See `evaluate`."""
+        settings = self._spec.eval
+        return evaluate(
+            self._sampler,
+            self._policy,
+            settings,
+            lambda tokens: score(
+                self._policy.network, self._reference, tokens, settings.temperature, settings.batch_size
+            ),
+        )
+
+    def load(self, attempt: Attempt) -> checkpoint.State:
+        """See `load_checkpoint`; the sampler then samples from its weights."""
+        state = checkpoint.load_checkpoint(attempt, self._policy.network, self._optimiser)
+        self._sampler.take_weights()
+        return state
+
+    def save(self, attempt: Attempt, state: checkpoint.State) -> None:
+        """See `save_checkpoint`."""
+        checkpoint.save_checkpoint(attempt, state, self._policy.network, self._optimiser)
+
+    def save_milestone(self, attempt: Attempt, update: int) -> None:
+        """See `checkpoint.save_milestone`."""
+        checkpoint.save_milestone(attempt, update, self._policy.network, self._policy.tokenizer)

@@ -2,13 +2,25 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: install sweep test check mutations torture page format benchmark clean
+PARITY := .venv-parity
+
+.PHONY: install install-parity sweep test check mutations torture page format benchmark clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# The libraries whose formulas the presets claim, beside klsweep, for tests/parity and benchmarks. verl and OpenRLHF come
+# without what they depend on: only their KL functions are read.
+install-parity: $(PARITY)/installed
+
+$(PARITY)/installed: constraints.txt
+	$(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --constraint constraints.txt trl==1.16.0
+	$(PARITY)/bin/python -m pip install --quiet --no-deps verl==0.9.1 openrlhf==0.11.2
 	touch $@
 
 sweep: install
@@ -40,4 +52,4 @@ benchmark: install
 	$(BIN)/python benchmarks/run.py
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv $(PARITY) build *.egg-info

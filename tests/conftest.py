@@ -14,8 +14,15 @@ from klsweep.objective.regulariser import KL
 torch.set_num_threads(1)  # the shipped policy is too small for more
 
 
-def algorithm(kind: type[Algorithm] = Reinforce, group_size: int = 4, aggregation: str = "seq-sum", clip=(0.2, 0.2)):
-    return kind(group_size=group_size, clip_low=clip[0], clip_high=clip[1], aggregation=aggregation)  # pyright: ignore
+def algorithm(
+    kind: type[Algorithm] = Reinforce,
+    group_size: int = 4,
+    aggregation: str = "seq-sum",
+    clip=(0.2, 0.2),
+    ratio_level: str = "token",
+):
+    fields = {"group_size": group_size, "clip_low": clip[0], "clip_high": clip[1], "aggregation": aggregation}
+    return kind(**fields, ratio_level=ratio_level, std_epsilon=1e-6)  # pyright: ignore
 
 
 def no_clip() -> Clip:

@@ -119,6 +119,9 @@ OBJECTIVE = [
     ),
     ("a plain mean for leave-one-out", "advantage.py", "* group_size / (group_size - 1)", ""),
     ("std with ddof 0", "advantage.py", "correction=1)", "correction=0)"),
+    ("a group's std without its epsilon", "advantage.py", "correction=1) + epsilon", "correction=1) + 1e-6"),
+    ("a ratio that is not clipped", "policy_loss.py", "ratio.clamp(1.0 - clip_low, 1.0 + clip_high)", "ratio"),
+    ("a sequence's ratio taken per token", "policy_loss.py", "(log_ratio, level)", '(log_ratio, "token")'),
     ("optimistic ratio clipping", "policy_loss.py", "-torch.minimum(", "-torch.maximum("),
     (
         "seq-mean by the longest",
@@ -249,7 +252,7 @@ def main() -> int:
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "klsweep"
-        shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", "build", "sweeps"))
+        shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv*", "build", "sweeps"))
         for file, what, old, new, tests in mutations:
             original = (copy / file).read_text()
             (copy / file).write_text(original.replace(old, new))

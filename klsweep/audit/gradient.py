@@ -120,7 +120,7 @@ def compares(objective: Objective) -> bool:
 def without_group(objective: Objective) -> Objective:
     """The objective with no baseline, whose advantages need no groups."""
     bounds = _bounds(objective.algorithm)
-    return dataclasses.replace(objective, algorithm=Reinforce(group_size=1, **bounds))
+    return dataclasses.replace(objective, algorithm=Reinforce(group_size=1, std_epsilon=None, **bounds))
 
 
 @component
@@ -137,12 +137,13 @@ class AmongPeers(Algorithm):
 
 
 def _among_peers(objective: Objective, peer: float) -> Objective:
-    one = AmongPeers(group_size=1, **_bounds(objective.algorithm), algorithm=objective.algorithm, peer=peer)
+    bounds = _bounds(objective.algorithm)
+    one = AmongPeers(group_size=1, std_epsilon=None, **bounds, algorithm=objective.algorithm, peer=peer)
     return dataclasses.replace(objective, algorithm=one)
 
 
 def _bounds(algorithm: Algorithm) -> dict:
-    return {name: getattr(algorithm, name) for name in ("clip_low", "clip_high", "aggregation")}
+    return {name: getattr(algorithm, name) for name in ("clip_low", "clip_high", "ratio_level", "aggregation")}
 
 
 def _moments(tables: Tables, objectives: Sequence[Objective], betas: Betas, source: Source) -> Moments:

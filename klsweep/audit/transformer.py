@@ -124,7 +124,9 @@ class _Scored:
 def _target() -> Objective:
     estimator = Full(gradient="same", clip_gradient=False)
     placement = InRewardAndLoss(credit="to_go", baseline="outside", level="token", loss_estimator="same")
-    algorithm = Reinforce(group_size=1, clip_low=1.0, clip_high=1.0, aggregation="seq-sum")
+    algorithm = Reinforce(
+        group_size=1, clip_low=1.0, clip_high=1.0, ratio_level="token", aggregation="seq-sum", std_epsilon=None
+    )
     kl = KL(
         coef=1.0,
         schedule="constant",

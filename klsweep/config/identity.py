@@ -64,6 +64,8 @@ NEUTRAL: Mapping[str, Any] = {
     "kl.weight": "none",
     "estimator.gradient": "same",
     "placement.loss_estimator": "same",
+    "algorithm.ratio_level": "token",
+    "algorithm.std_epsilon": 1e-6,
     "clip.half": "both",
     "correction": "NoCorrection",
     "rollout.top_p": 1.0,
@@ -137,7 +139,7 @@ def _without_inert(flat: Canonical, spec: RunSpec) -> Canonical:
     if flat["algorithm"] == "Reinforce":
         drop("placement.baseline")  # there is none to be inside or outside of
     if spec.train.minibatches == 1:
-        drop("algorithm.clip_low", "algorithm.clip_high")  # π_θ is π_old: the ratio is 1
+        drop("algorithm.clip_low", "algorithm.clip_high", "algorithm.ratio_level")  # π_θ is π_old: the ratio is 1
     if spec.sampling.lag == 0:
         drop("sampling")
         flat["sampling"] = "OnPolicy"

@@ -7,9 +7,8 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from klsweep.component import component
+from klsweep.objective.importance import Level
 from klsweep.objective.reduce import Aggregation
-
-GROUP_STD_EPSILON = 1e-6
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:
@@ -29,25 +28,28 @@ def group_centred(rewards: Tensor) -> Tensor:
     return rewards - rewards.mean(1, keepdim=True)
 
 
-def group_normalised(rewards: Tensor) -> Tensor:
-    """A_i = (R_i − mean) / (std + 1e-6) over a group, std with ddof 1: β changes its scale from group to group.
+def group_normalised(rewards: Tensor, epsilon: float) -> Tensor:
+    """A_i = (R_i − mean) / (std + ε) over a group, std with ddof 1: β changes its scale from group to group.
 
     Args: `rewards` ``[N, G]``, G ≥ 2. Returns ``[N, G]``. Source: Shao et al. 2024, arXiv 2402.03300 (GRPO).
     """
-    return group_centred(rewards) / (rewards.std(1, keepdim=True, correction=1) + GROUP_STD_EPSILON)
+    return group_centred(rewards) / (rewards.std(1, keepdim=True, correction=1) + epsilon)
 
 
 @component
 class Algorithm:
     """The algorithm group: `group_size` responses per prompt, ratio clipping to [1 − clip_low, 1 + clip_high].
 
-    `linear`: the advantages are linear in the rewards of the group.
+    `ratio_level`: the ratio that is clipped is a token's, or the product over the sequence (one term per sequence).
+    `std_epsilon`: added to a group's standard deviation. `linear`: the advantages are linear in the group's rewards.
     """
 
     group_size: PositiveInt
     clip_low: PositiveFloat
     clip_high: PositiveFloat
+    ratio_level: Level
     aggregation: Aggregation
+    std_epsilon: PositiveFloat | None
 
     linear: ClassVar[bool] = False
 
@@ -83,9 +85,10 @@ class GRPO(Algorithm):
     """Group mean and standard deviation, see `group_normalised`."""
 
     group_size: Annotated[int, Ge(2)]
+    std_epsilon: PositiveFloat
 
     def advantage(self, rewards: Tensor) -> Tensor:
-        return group_normalised(rewards.view(-1, self.group_size)).flatten()
+        return group_normalised(rewards.view(-1, self.group_size), self.std_epsilon).flatten()
 
 
 @component

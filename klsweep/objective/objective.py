@@ -51,6 +51,8 @@ class Objective:
     correction: Correction
 
     def __post_init__(self) -> None:
+        if self.algorithm.ratio_level == "sequence":
+            _refuse_undefined_ratio(self.algorithm, self.placement, self.correction)
         if self.placement.in_reward:
             _refuse_undefined_reward(self.placement, self.reward_term)
         if self.placement.in_loss:
@@ -121,7 +123,11 @@ class Objective:
             masked(values, mask) for values in (logprobs, old_logprobs, ref_logprobs, sampler_logprobs, advantages)
         )
         surrogate = clipped_surrogate(
-            logprobs, old_logprobs, advantages, self.algorithm.clip_low, self.algorithm.clip_high
+            logprobs - old_logprobs,
+            advantages,
+            self.algorithm.clip_low,
+            self.algorithm.clip_high,
+            self.algorithm.ratio_level,
         )
         surrogate = surrogate * self.correction(old_logprobs - sampler_logprobs)
         exact = None if exact_kl is None else masked(exact_kl, mask)
@@ -190,6 +196,17 @@ def masked(values: Tensor, mask: Tensor) -> Tensor:
 def _loss_estimator(estimator: Estimator, placement: Placement) -> Estimator:
     name = placement.loss_estimator
     return estimator if name in (None, "same") else estimator_named(name, estimator)
+
+
+def _refuse_undefined_ratio(algorithm: Algorithm, placement: Placement, correction: Correction) -> None:
+    """A ratio of sequences has one term per sequence: nothing about it may differ from token to token."""
+    per_sequence = "algorithm.ratio_level=sequence has one term per sequence"
+    if algorithm.aggregation not in ("seq-sum", "fixed"):
+        raise Undefined(f"{per_sequence}, and no tokens to average (algorithm.aggregation=seq-sum or fixed)")
+    if placement.in_reward and placement.credit != "sequence":
+        raise Undefined(f"{per_sequence}, and one advantage (placement.credit=sequence)")
+    if correction.level == "token":
+        raise Undefined(f"{per_sequence}, and one weight (correction.level=sequence)")
 
 
 def _refuse_undefined_reward(placement: Placement, term: KLTerm) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from klsweep.model.policy import Scores
+from klsweep.objective.advantage import Algorithm
 from klsweep.objective.importance import Correction, importance_weight
 from klsweep.objective.kl import k1, k2, k3
 from klsweep.objective.objective import Objective, masked
@@ -128,27 +129,30 @@ def _mean_scale(lengths: Tensor, aggregation: Aggregation, max_length: int) -> f
 
 
 class RatioStatistics:
-    """PPO ratio ρ = π_θ/π_old over all tokens of an update's optimiser steps."""
+    """PPO ratio ρ = π_θ/π_old over all tokens (or sequences, see `ratio_level`) of an update's optimiser steps."""
 
     def __init__(self) -> None:
-        self._sum = self._clipped = self._tokens = 0.0
+        self._sum = self._clipped = self._count = 0.0
         self._max = 0.0
 
-    def add(self, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, clip_low: float, clip_high: float) -> None:
+    def add(self, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, algorithm: Algorithm) -> None:
         """Count one micro-batch."""
-        ratio = masked((logprobs - old_logprobs).detach().exp(), mask).double()
-        outside = masked(((ratio < 1 - clip_low) | (ratio > 1 + clip_high)).double(), mask)
+        log_ratio = masked((logprobs - old_logprobs).detach(), mask)
+        ratio = importance_weight(log_ratio, algorithm.ratio_level).double()
+        counted = mask[:, : ratio.shape[1]]  # a sequence counts once, by its first token
+        ratio = masked(ratio, counted)
+        outside = (ratio < 1 - algorithm.clip_low) | (ratio > 1 + algorithm.clip_high)
         self._sum += ratio.sum().item()
-        self._clipped += outside.sum().item()
-        self._tokens += mask.double().sum().item()
+        self._clipped += masked(outside.double(), counted).sum().item()
+        self._count += counted.double().sum().item()
         self._max = max(self._max, ratio.max().item())
 
     def metrics(self) -> Metrics:
         """Mean, maximum, and share outside [1 − clip_low, 1 + clip_high]."""
         return {
-            "ratio/mean": self._sum / self._tokens,
+            "ratio/mean": self._sum / self._count,
             "ratio/max": self._max,
-            "ratio/outside_fraction": self._clipped / self._tokens,
+            "ratio/outside_fraction": self._clipped / self._count,
         }
 
 

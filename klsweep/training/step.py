@@ -63,7 +63,7 @@ class Learner:
         ratios: RatioStatistics,
     ) -> Tensor:
         """Add a minibatch's gradient, one micro-batch at a time. Returns its policy and KL loss, ``[2]``."""
-        objective, algorithm = self.objective, self.objective.algorithm
+        objective = self.objective
         tokens = generation.tokens
         counts = objective.counts(tokens.lengths[rows])
         total = torch.zeros(2, device=advantages.device)
@@ -84,7 +84,7 @@ class Learner:
             share = objective.aggregate(terms, micro.lengths, counts, self.max_length)
             (share.policy + beta * share.kl).backward()
             total += torch.stack(share).detach()
-            ratios.add(logprobs, old, micro.mask, algorithm.clip_low, algorithm.clip_high)
+            ratios.add(logprobs, old, micro.mask, objective.algorithm)
         return total
 
     def _exact_kl(self, distributions: Tensor, micro: Tokens) -> Tensor | None:

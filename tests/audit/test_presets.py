@@ -139,7 +139,8 @@ def test_presets_are_audited_by_name_like_any_configuration(capsys):
 
 
 def test_presets_are_choices_like_any_other():
-    plan = planned("preset=trl_grpo,trl_rloo,deepseek_v3_2", "algorithm.aggregation=seq-sum")
+    same = ("algorithm.aggregation=seq-sum", "algorithm.std_epsilon=1e-4")
+    plan = planned("preset=trl_grpo,trl_rloo,deepseek_v3_2", *same)
     labels = [(run.row["axes"]["preset"], run.row["axes"]["estimator"]) for run in plan.runs]
     assert labels == [("trl_grpo", "k3"), ("trl_rloo", "k1")]  # DeepSeek's is TRL's
     assert plan.collapsed == 1

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from klsweep.objective.advantage import GRPO
 from klsweep.objective.clip import hard_clip, straight_through_clip
 from klsweep.objective.kl import K1, K2, K3, Abs, Full, exact_token_kl
 from klsweep.objective.objective import Terms, Undefined, build_objective, masked
@@ -197,9 +198,49 @@ def test_masked_tokens_contribute_exactly_nothing():
 )
 def test_ratio_clipping_with_bounds_of_its_own(ratio, advantage, loss):
     """ε_low = 0.3, ε_high = 0.2: the ratio is clipped to [0.7, 1.2] where that lowers the gain."""
-    logprobs, zero = torch.tensor([[math.log(ratio)]]).double(), torch.zeros(1, 1).double()
-    result = clipped_surrogate(logprobs, zero, torch.full((1, 1), advantage).double(), 0.3, 0.2)
+    log_ratio = torch.tensor([[math.log(ratio)]]).double()
+    result = clipped_surrogate(log_ratio, torch.full((1, 1), advantage).double(), 0.3, 0.2, "token")
     assert result.item() == pytest.approx(loss)
+
+
+def test_a_ratio_of_sequences_is_clipped_once():
+    """Token ratios (1.5, 0.75) and (1.25, masked): the sequence ratios are 1.125, within the clip, and 1.25, beyond it.
+
+    −1.125·2 with gradient −2.25 on both tokens, and −1.2·1 without. Per token it would be −1.2·2 − 0.75·2 with
+    gradient (0, −1.5).
+    """
+    of = algorithm(group_size=1, clip=(0.3, 0.2), ratio_level="sequence")
+    objective = composed(K1, placed("none"), no_clip(), of)
+    logprobs = torch.tensor([[1.5, 0.75], [1.25, 7.0]]).double().log().requires_grad_()
+    zeros, mask = torch.zeros(2, 2).double(), torch.tensor([[1.0, 1.0], [1.0, 0.0]]).double()
+    advantages = torch.tensor([[2.0, 2.0], [1.0, 1.0]]).double()
+    terms = objective.terms(logprobs, zeros, zeros, zeros, advantages, mask)
+    assert terms.policy.tolist() == pytest.approx([-2.25, -1.2])
+    terms.policy.sum().backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.flatten().tolist() == pytest.approx([-2.25, -2.25, 0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("where", "aggregation", "level", "reason"),
+    [
+        ("none", "token-mean", None, "algorithm.aggregation=seq-sum"),
+        ("to_go", "seq-sum", None, "placement.credit=sequence"),
+        ("none", "seq-sum", "token", "correction.level=sequence"),
+    ],
+)
+def test_what_differs_from_token_to_token_has_no_ratio_of_sequences(where, aggregation, level, reason):
+    placement = placed("reward", credit="to_go") if where == "to_go" else placed(where)
+    correction = corrected("truncated", level) if level else corrected()
+    of = algorithm(aggregation=aggregation, ratio_level="sequence")
+    with pytest.raises(Undefined, match=f"one term per sequence.*{reason}"):
+        composed(K1, placement, no_clip(), of, correction=correction)
+
+
+def test_the_groups_standard_deviation_gets_the_algorithms_epsilon():
+    """R = (1, 0): mean 0.5, std 0.707107; with ε = 0.1 the advantages are ±0.5/0.807107."""
+    of = GRPO(group_size=2, clip_low=0.2, clip_high=0.2, ratio_level="token", aggregation="seq-sum", std_epsilon=0.1)
+    assert of.advantage(torch.tensor([1.0, 0.0])).tolist() == pytest.approx([0.619497, -0.619497], abs=1e-6)
 
 
 def test_the_objective_clips_with_the_algorithms_own_bounds():

@@ -1,1 +1,2 @@
-"""The commands, by what they are given: overrides (`composing`), a sweep folder (`sweeps`), a run folder (`runs`)."""
+"""The commands, by what they are given: overrides (`composing`), a sweep folder (`sweeps`), a run folder (`runs`),
+weights (`weights`)."""

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from klsweep.config.build import GRID_NODES
 from klsweep.config.compose import Composed, Composer, check_key, parse_overrides, resolve, sweep_values
 from klsweep.errors import BadInput
 
@@ -34,14 +33,12 @@ class Exclusion:
 
 @dataclass(frozen=True)
 class Expansion:
-    """What a grid stands for. `given`: keys that the user set, on the command line or as an axis; `values`: the
-    experiment's tags, see `tags`."""
+    """What a grid stands for. `given`: keys that the user set, on the command line or as an axis."""
 
     raw: int
     cells: list[Cell]
     excluded: list[Exclusion]
     given: frozenset[str]
-    values: Any
 
 
 def expand(composer: Composer, overrides: Sequence[str], single: bool = False) -> Expansion:
@@ -84,7 +81,7 @@ def expand(composer: Composer, overrides: Sequence[str], single: bool = False) -
         else:
             excluded.append(Exclusion(point, reason))
     raw = sum(len(list(_points(product))) for product in products)
-    return Expansion(raw, kept, excluded, frozenset(fixed) | swept, base.config.get("values") or {})
+    return Expansion(raw, kept, excluded, frozenset(fixed) | swept)
 
 
 def _check_single_choice(group: str, value: Any) -> None:
@@ -150,7 +147,7 @@ class _ChoiceNodes:
             config = dict(self._base.config)
             for group, value in groups.items():
                 config[group] = self._nodes[group, value]
-            composed = Composed(_with_values(config, values), {**self._base.choices, **groups})
+            composed = Composed(with_values(config, values), {**self._base.choices, **groups})
         config = composed.config if self._is_resolved(composed.config) else resolve(composed.config)
         return Cell({**config, "choices": composed.choices}, composed.choices, point)
 
@@ -182,7 +179,7 @@ class _ChoiceNodes:
 
 def _without_grid(composed: Composed) -> Composed:
     """A cell's configuration has no part in the grid it came from."""
-    config = {key: value for key, value in composed.config.items() if key not in GRID_NODES}
+    config = {key: value for key, value in composed.config.items() if key not in ("grid", "exclude")}
     return Composed(config, composed.choices)
 
 
@@ -198,8 +195,8 @@ def _override_text(value: Any) -> str:
     return json.dumps(value).replace('"', "")
 
 
-def _with_values(config: dict[str, Any], values: Point) -> dict[str, Any]:
-    """`config` with dotted keys set; only the nodes on their paths are copied."""
+def with_values(config: dict[str, Any], values: Point) -> dict[str, Any]:
+    """`config` with dotted keys set, in place; of its nodes, those on their paths are copied. BadInput for others."""
     for key, value in values.items():
         *parents, last = key.split(".")
         node = config

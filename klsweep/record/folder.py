@@ -291,6 +291,15 @@ class SweepFolder:
     def code(self) -> Path:
         return self.path / "code"
 
+    def evaluation(self, name: str) -> "SweepFolder":
+        """A sweep folder whose runs are evaluations of this one's."""
+        return SweepFolder(self.path / "evaluations" / name)
+
+    @property
+    def evaluated(self) -> "SweepFolder":
+        """The sweep that this one is an evaluation of."""
+        return SweepFolder(self.path.parent.parent)
+
     @property
     def submissions(self) -> Turns:
         """Turns at submitting jobs: of two launchers, the second waits and then sees what the first submitted."""

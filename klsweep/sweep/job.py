@@ -1,4 +1,4 @@
-"""One run, from its folder: claim it, train it, and write down truthfully how that ended."""
+"""One run, from its folder: claim it, train or evaluate it, and write down truthfully how that ended."""
 
 import os
 import sys
@@ -16,6 +16,7 @@ from klsweep.provenance import environment, science_hash
 from klsweep.record.claims import beating
 from klsweep.record.files import Row, write_json
 from klsweep.record.folder import Attempt, Job, Lost, RunFolder
+from klsweep.training.settings import Subject
 
 OnUpdate = Callable[[int, Row], None]
 # What a resumed run has in common with an undisturbed one, by device.
@@ -49,7 +50,7 @@ def execute(
 
     with _output_into(attempt.path), beating(folder.attempts.heartbeat(attempt.number)):
         try:
-            state, cause = _train(attempt, reason, on_update, threads)
+            state, cause = _work(attempt, reason, on_update, threads)
         except Lost as lost:
             print(lost, file=sys.stderr)
             return attempt.finish("failed", str(lost))  # which changes nothing unless the attempt is still ours
@@ -60,19 +61,22 @@ def execute(
     return attempt.finish(state, STOPPED.get(state, cause))
 
 
-def _train(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate, threads: int) -> tuple[str, str | None]:
+def _work(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate, threads: int) -> tuple[str, str | None]:
     import torch
 
     from klsweep.model.policy import device_of
     from klsweep.objective.objective import build_objective
     from klsweep.tracking import Tracker
     from klsweep.training.loop import train
+    from klsweep.training.reevaluate import reevaluate
 
     folder = attempt.folder
     config = yaml.load(folder.config.read_text(), Loader=yaml.CSafeLoader)
     spec = Builder().run_spec(config)
     attempt.note(eval_id=eval_id(spec))
-    torch.set_num_threads(folder.threads() or threads)  # another number might round differently
+    subject = Subject(**config["evaluate"]) if "evaluate" in config else None
+    trained = RunFolder(folder.path / subject.run) if subject is not None and subject.run is not None else folder
+    torch.set_num_threads(folder.threads() or trained.threads() or threads)  # another number might round differently
     device = device_of(spec.model)
     found = {"threads": torch.get_num_threads(), "device": device, "resumed_run_equals": RESUMED[device]}
     write_json(folder.environment, {**environment(), **found})
@@ -85,7 +89,11 @@ def _train(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate, threa
         {**{f"choice.{k}": v for k, v in config["choices"].items()}, **identity},
     )
     try:
-        outcome = train(spec, attempt, folder.sweep.artifacts, tracker, should_stop, on_update)
+        if subject is None:
+            outcome = train(spec, attempt, folder.sweep.artifacts, tracker, should_stop, on_update)
+        else:
+            around = folder.sweep.evaluated
+            outcome = reevaluate(spec, subject, attempt, around.artifacts, tracker, should_stop, on_update)
     except BaseException:
         tracker.finish(1)
         raise

@@ -14,19 +14,7 @@ from klsweep.cells import describe
 from klsweep.config.build import Builder, RunSpec
 from klsweep.config.compose import Composer, parse_overrides
 from klsweep.config.grid import Cell, Exclusion, Expansion, expand
-from klsweep.config.identity import (
-    NEUTRAL,
-    Canonical,
-    canonical,
-    cell_id,
-    covers,
-    eval_fields,
-    eval_id,
-    inert_keys,
-    run_id,
-    with_neutral,
-)
-from klsweep.config.tags import Tagged, check_tags, tagged
+from klsweep.config.identity import NEUTRAL, Canonical, canonical, cell_id, covers, eval_id, inert_keys, run_id
 from klsweep.errors import BadInput
 from klsweep.objective.objective import Objective, Undefined, build_objective
 from klsweep.provenance import science_hash
@@ -60,9 +48,7 @@ class Plan:
     """What a command asks for. raw − excluded − collapsed = runs; to run are those not finished, active or cancelled.
 
     `active` are running or in SLURM's queue; `trouble` says why SLURM could not be asked if it had to be,
-    `conflict` how the sweep that the folder holds differs, if it has no run in common with this one. `values` says
-    where the experiment's values come from, if it does. An `outline` has looked at neither model, data nor records:
-    its ids mean nothing.
+    `conflict` how the sweep that the folder holds differs, if it has no run in common with this one.
     """
 
     folder: SweepFolder
@@ -77,8 +63,6 @@ class Plan:
     conflict: str | None
     trouble: str | None
     notes: list[str]
-    values: list[Tagged]
-    outline: bool
 
     @property
     def to_run(self) -> list[PlannedRun]:
@@ -89,21 +73,21 @@ class Plan:
         return describe([run.row for run in self.runs])
 
 
-def make_plan(composer: Composer, overrides: Sequence[str], single: bool = False, outline: bool = False) -> Plan:
+def make_plan(composer: Composer, overrides: Sequence[str], single: bool = False) -> Plan:
     """Plan a sweep, or with `single` exactly one run (an experiment's grid is then ignored).
 
     Raises BadInput for anything wrong, a `single` run's undefined combination included, before anything is written.
     """
-    return _plan(expand(composer, overrides, single), list(overrides), single, outline)
+    return _plan(expand(composer, overrides, single), list(overrides), single)
 
 
 def plan_cell(cell: Cell, overrides: Sequence[str]) -> Plan:
     """The plan of one cell that was composed elsewhere, from `overrides`."""
     given = frozenset(override.key_or_group for override in parse_overrides(overrides))
-    return _plan(Expansion(raw=1, cells=[cell], excluded=[], given=given, values={}), list(overrides), single=True)
+    return _plan(Expansion(raw=1, cells=[cell], excluded=[], given=given), list(overrides), single=True)
 
 
-def _plan(expansion: Expansion, overrides: list[str], single: bool, outline: bool = False) -> Plan:
+def _plan(expansion: Expansion, overrides: list[str], single: bool) -> Plan:
     builder = Builder()
     runs: dict[str, PlannedRun] = {}
     excluded = list(expansion.excluded)
@@ -116,14 +100,14 @@ def _plan(expansion: Expansion, overrides: list[str], single: bool, outline: boo
                 raise BadInput(str(reason)) from reason
             excluded.append(Exclusion(cell.point, str(reason)))
             continue
-        run = _planned(cell, spec, objective, expansion.given, outline)
+        run = planned_run(cell, spec, objective, expansion.given)
         runs.setdefault(run.run_id, run)
     planned = list(runs.values())
     if not planned:
         reasons = "; ".join(sorted({exclusion.reason for exclusion in excluded}))
         raise BadInput(f"nothing to run: all {expansion.raw} cells are excluded ({reasons})")
     folder = _sweep_folder(expansion.cells)
-    observed, trouble = observe(folder, [] if outline else [run.run_id for run in planned])
+    observed, trouble = observe(folder, [run.run_id for run in planned])
     statuses = {run_id: seen.status for run_id, seen in observed.items()}
     return Plan(
         folder=folder,
@@ -132,28 +116,17 @@ def _plan(expansion: Expansion, overrides: list[str], single: bool, outline: boo
         excluded=excluded,
         collapsed=expansion.raw - len(excluded) - len(planned),
         runs=planned,
-        finished=_where(observed, lambda seen: seen.status["state"] in FINISHED),
-        active=_where(observed, lambda seen: seen.is_active),
-        cancelled=_where(observed, lambda seen: seen.status["state"] == "cancelled"),
-        conflict=None if single or outline else _conflict(folder, [run.row for run in planned]),
+        finished=where(observed, lambda seen: seen.status["state"] in FINISHED),
+        active=where(observed, lambda seen: seen.is_active),
+        cancelled=where(observed, lambda seen: seen.status["state"] == "cancelled"),
+        conflict=None if single else _conflict(folder, [run.row for run in planned]),
         trouble=trouble,
         notes=[
             *_inert_notes(expansion, planned),
             *_expectation_notes(planned),
-            *([] if outline else _evaluation_notes(planned, statuses)),
+            *evaluation_notes(planned, statuses),
         ],
-        values=_values(expansion, overrides, planned),
-        outline=outline,
     )
-
-
-def _values(expansion: Expansion, overrides: list[str], runs: list[PlannedRun]) -> list[Tagged]:
-    """Where the values of the runs come from, if the experiment says so."""
-    check_tags(expansion.values, [cell.config for cell in expansion.cells])
-    if not expansion.values:
-        return []
-    overridden = {override.key_or_group for override in parse_overrides(overrides)}
-    return tagged(expansion.values, overridden, [with_neutral(r.canonical) | eval_fields(r.spec) for r in runs])
 
 
 def _conflict(folder: SweepFolder, rows: list[Row]) -> str | None:
@@ -176,7 +149,8 @@ def _conflict(folder: SweepFolder, rows: list[Row]) -> str | None:
     return f"sweep_dir={folder.path} holds another sweep of {len(there)} runs ({differ})"
 
 
-def _where(observed: dict[str, Observed], holds: Callable[[Observed], bool]) -> frozenset[str]:
+def where(observed: dict[str, Observed], holds: Callable[[Observed], bool]) -> frozenset[str]:
+    """Ids of the runs of which this holds."""
     return frozenset(run_id for run_id, seen in observed.items() if holds(seen))
 
 
@@ -214,44 +188,41 @@ def _record_launch(plan: Plan) -> None:
     append_text(plan.folder.launches, yaml.dump([launch], Dumper=yaml.CSafeDumper, sort_keys=False))
 
 
-def _planned(cell: Cell, spec: RunSpec, objective: Objective, given: frozenset[str], outline: bool) -> PlannedRun:
+def planned_run(cell: Cell, spec: RunSpec, objective: Objective, given: frozenset[str]) -> PlannedRun:
+    """The run that a cell stands for. `given`: keys that the user set. BadInput if it could not be run."""
     if objective.has_kl:
         try:
             spec.kl.check_horizon(spec.train.prompts_per_update * spec.algorithm.group_size)
         except ValueError as error:
             raise BadInput(str(error)) from error
-    if not outline:
-        _check_disjoint(cell, spec)
-    flat = canonical(spec.simplified(objective), read=not outline)
+    flat = canonical(spec.simplified(objective))
+    neutral = {key: value for key, value in NEUTRAL.items() if key.split(".")[0] in flat}  # inert nodes are absent
     row = {
         "run_id": run_id(flat),
         "cell_id": cell_id(flat),
-        "eval_id": None if outline else eval_id(spec),
+        "eval_id": eval_id(spec),
         "seed": spec.root.seed,
         "updates": spec.train.updates,
         "axes": _labels(cell, spec, flat, given),
         "kl_coef": flat.get("kl.coef"),
-        "fields": {k: v for k, v in with_neutral(flat).items() if "." in k and k != "kl.coef"},
-        "suites": {} if outline else _suites(spec),
+        "fields": {k: v for k, v in (neutral | flat).items() if "." in k and k != "kl.coef"},
+        "suites": suite_roles(spec, cell.choices["task"]),
     }
-    if outline:
-        return PlannedRun(row, cell.config, spec, objective, flat)
     model = {**cell.config["model"], "revision": spec.model.pinned_revision()}  # `main` may move before the run starts
     return PlannedRun(row, {**cell.config, "model": model}, spec, objective, flat)
 
 
-def _check_disjoint(cell: Cell, spec: RunSpec) -> None:
-    """BadInput if a suite asks what is trained on."""
+def suite_roles(spec: RunSpec, task: str) -> dict[str, str]:
+    """Which evaluation suites are in distribution ("in": the trained task's own), which are not ("out").
+
+    BadInput if one asks prompts that are trained on; `task` is the name of that choice.
+    """
     for name, suite in spec.eval.suites.items():
         if shared := shared_prompts(spec.task, suite):
             raise BadInput(
                 f"eval.suites.{name}: {shared} of its prompts are trained on: give it the seed and the eval_prompts of "
-                f"task={cell.choices['task']}"
+                f"task={task}"
             )
-
-
-def _suites(spec: RunSpec) -> dict[str, str]:
-    """Which suites have the trained task's evaluation prompts."""
     own = spec.task.eval_items()
     return {name: "in" if suite.eval_items() == own else "out" for name, suite in spec.eval.suites.items()}
 
@@ -286,7 +257,7 @@ def _sweep_folder(cells: list[Cell]) -> SweepFolder:
     return SweepFolder(path)
 
 
-def _evaluation_notes(runs: list[PlannedRun], statuses: dict[str, Row]) -> list[str]:
+def evaluation_notes(runs: list[PlannedRun], statuses: dict[str, Row]) -> list[str]:
     """How many finished runs were evaluated otherwise. BadInput if a run that has begun would be."""
     other = [r for r in runs if statuses[r.run_id].get("eval_id") not in (None, r.row["eval_id"])]
     begun = [run for run in other if statuses[run.run_id]["state"] not in FINISHED]

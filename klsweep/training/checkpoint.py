@@ -201,6 +201,28 @@ def load_weights(checkpoint: Path, network: Any) -> None:
             parameter.copy_(weights[name])
 
 
+def load_kept(folder: RunFolder, update: int, network: Any) -> None:
+    """Copy the weights that a run has kept after `update` into a network. FileNotFoundError if they are not there."""
+    checkpoint = newest_sound(folder)
+    if checkpoint is None or _number(checkpoint) != update:
+        raise FileNotFoundError(f"{folder.checkpoints}: no sound checkpoint of update {update} is left")
+    load_weights(checkpoint, network)
+
+
+def load_model_folder(folder: Path, network: Any) -> None:
+    """Copy the weights of a folder in HF format into a network of the same shape. ValueError if it has another."""
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=network.dtype, use_safetensors=True)
+    theirs, ours = dict(loaded.named_parameters()), dict(network.named_parameters())
+    other = [name for name in ours if name not in theirs or theirs[name].shape != ours[name].shape]
+    if other or len(theirs) != len(ours):
+        raise ValueError(f"{folder}: its weights do not fit the base's network ({(other or sorted(theirs))[0]})")
+    with torch.no_grad():
+        for name, parameter in ours.items():
+            parameter.copy_(theirs[name])
+
+
 def _complete(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("update-*") if (path / "state.json").exists())
 

@@ -80,7 +80,7 @@ def train(
         trainer.save(attempt, checkpoint.State(done, beta_scale, list(queue.waiting)))
 
     if done == 0:
-        rows = _base_evaluation(spec, artifacts, trainer.evaluate)
+        rows = base_evaluation(spec, artifacts, trainer.evaluate)
         record_update(0, record_evaluation(0, rows))
     saved, saved_at = state.update, time.monotonic()
     while done < settings.updates:
@@ -162,7 +162,7 @@ class Clock:
         return row
 
 
-def _base_evaluation(
+def base_evaluation(
     spec: RunSpec, artifacts: Path, run: Callable[[], dict[str, list[ItemRow]]]
 ) -> dict[str, list[ItemRow]]:
     """The base model's evaluation: computed by the first run of a sweep that needs it, read by the others."""

@@ -43,6 +43,18 @@ class Checkpoint:
 
 
 @component
+class Subject:
+    """The `evaluate` node of an evaluation: whose weights. Paths are relative to the evaluation's own run folder.
+
+    The weights are those of `folder`, in HF format, else those that `run` has kept after its `update`, else the base's.
+    """
+
+    run: str | None
+    folder: str | None
+    update: PositiveInt
+
+
+@component
 class Eval:
     """Evaluation: suites by name, sampled and greedy. `every` 0 evaluates before and after training only."""
 

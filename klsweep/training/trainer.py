@@ -1,5 +1,8 @@
 """Everything that a run computes: policy, reference, optimiser and sampler, and what is done with them."""
 
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,7 +11,7 @@ from torch import Tensor
 from klsweep.config.build import RunSpec
 from klsweep.model.policy import Scores, Tokens, load_base, score
 from klsweep.objective.objective import Objective
-from klsweep.record.folder import Attempt
+from klsweep.record.folder import Attempt, RunFolder
 from klsweep.rollout.engine import Generation, Rollout
 from klsweep.training import checkpoint
 from klsweep.training.collect import Collector, longest_sequence
@@ -73,9 +76,11 @@ class Trainer:
         self._sampler.take_weights()
         return metrics
 
-    def evaluate(self) -> dict[str, list[ItemRow]]:
-        """See `evaluate`."""
+    def evaluate(self, only: Sequence[str] | None = None) -> dict[str, list[ItemRow]]:
+        """See `evaluate`; of `only` these suites, if given."""
         settings = self._spec.eval
+        if only is not None:
+            settings = dataclasses.replace(settings, suites={name: settings.suites[name] for name in only})
         return evaluate(
             self._sampler,
             self._policy,
@@ -90,6 +95,16 @@ class Trainer:
         state = checkpoint.load_checkpoint(attempt, self._policy.network, self._optimiser)
         self._sampler.take_weights()
         return state
+
+    def load_weights(self, run: RunFolder, update: int) -> None:
+        """The weights that another run has kept, see `load_kept`, for the policy and the sampler alone."""
+        checkpoint.load_kept(run, update, self._policy.network)
+        self._sampler.take_weights()
+
+    def load_model(self, folder: Path) -> None:
+        """The same from a folder in HF format, see `load_model_folder`."""
+        checkpoint.load_model_folder(folder, self._policy.network)
+        self._sampler.take_weights()
 
     def save(self, attempt: Attempt, state: checkpoint.State) -> None:
         """See `save_checkpoint`."""

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from klsweep.config.build import GRID_NODES
 from klsweep.config.compose import CONF
 from klsweep.config.grid import Cell
 from klsweep.errors import BadInput
@@ -24,7 +25,7 @@ def main(config: DictConfig) -> None:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     choices = {str(k): str(v) for k, v in HydraConfig.get().runtime.choices.items() if v and "/" not in str(k)}
-    node = {str(k): v for k, v in plain.items() if k not in ("grid", "exclude")}
+    node = {str(k): v for k, v in plain.items() if k not in GRID_NODES}
     hydra_config = HydraConfig.get()
     try:
         plan = plan_cell(Cell({**node, "choices": choices}, choices, {}), list(hydra_config.overrides.task))

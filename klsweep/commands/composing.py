@@ -24,6 +24,8 @@ def declare(commands: Commands) -> None:
     sweep.add_argument("--extend", action="store_true", help="add to a folder that holds a sweep of other runs")
     plan = commands.composing("plan", _plan, "show what a sweep would do, without doing it")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    outline = "grid, notes and values, without reading models and data: no ids, no cost"
+    plan.add_argument("--outline", action="store_true", help=outline)
     plan.add_argument("--calibrate", action="store_true", help="train a few updates here, to estimate the cost")
     text = "submit two short jobs that check what sweeps need from the cluster"
     doctor = commands.composing("doctor", _doctor, text)
@@ -54,7 +56,8 @@ def _make_plan(options: argparse.Namespace) -> "Plan | None":
         if options.cfg:
             _print_config(session, options.overrides)
             return None
-        return make_plan(session, options.overrides, single=not options.multirun)
+        outline = getattr(options, "outline", False)
+        return make_plan(session, options.overrides, single=not options.multirun, outline=outline)
 
 
 def _print_config(session: Any, overrides: list[str]) -> None:
@@ -74,12 +77,15 @@ def _plan(options: argparse.Namespace) -> int:
     plan = _make_plan(options)
     if plan is None:
         return OK
+    if plan.outline and options.calibrate:
+        raise BadInput("--calibrate trains a few updates, --outline looks at no model: give one of them")
     if options.calibrate:
         calibrate(plan)
+    cost = None if plan.outline else plan_cost(plan)
     if options.json:
-        print(json.dumps(plan_json(plan, plan_cost(plan)), indent=1))
+        print(json.dumps(plan_json(plan, cost), indent=1))
     else:
-        print_plan(plan, plan_cost(plan), with_cells=True)
+        print_plan(plan, cost, with_cells=True)
     return OK
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from klsweep.config.build import GRID_NODES
 from klsweep.config.compose import Composed, Composer, check_key, parse_overrides, resolve, sweep_values
 from klsweep.errors import BadInput
 
@@ -33,12 +34,14 @@ class Exclusion:
 
 @dataclass(frozen=True)
 class Expansion:
-    """What a grid stands for. `given`: keys that the user set, on the command line or as an axis."""
+    """What a grid stands for. `given`: keys that the user set, on the command line or as an axis; `values`: the
+    experiment's tags, see `tags`."""
 
     raw: int
     cells: list[Cell]
     excluded: list[Exclusion]
     given: frozenset[str]
+    values: Any
 
 
 def expand(composer: Composer, overrides: Sequence[str], single: bool = False) -> Expansion:
@@ -81,7 +84,7 @@ def expand(composer: Composer, overrides: Sequence[str], single: bool = False) -
         else:
             excluded.append(Exclusion(point, reason))
     raw = sum(len(list(_points(product))) for product in products)
-    return Expansion(raw, kept, excluded, frozenset(fixed) | swept)
+    return Expansion(raw, kept, excluded, frozenset(fixed) | swept, base.config.get("values") or {})
 
 
 def _check_single_choice(group: str, value: Any) -> None:
@@ -179,7 +182,7 @@ class _ChoiceNodes:
 
 def _without_grid(composed: Composed) -> Composed:
     """A cell's configuration has no part in the grid it came from."""
-    config = {key: value for key, value in composed.config.items() if key not in ("grid", "exclude")}
+    config = {key: value for key, value in composed.config.items() if key not in GRID_NODES}
     return Composed(config, composed.choices)
 
 

@@ -89,18 +89,20 @@ def is_scientific(key: str) -> bool:
     return max(declared, key=len) in SCIENTIFIC
 
 
-def canonical(spec: RunSpec) -> Canonical:
+def canonical(spec: RunSpec, read: bool = True) -> Canonical:
     """The scientific fields as a flat mapping from dotted key to value; a node's own key holds its class.
 
     Inert fields are absent. The KL nodes of `spec` are those of its objective, which are simplified.
+    With `read` False neither model nor data are looked at: the model's name stands for it, and ids mean nothing.
     BadInput if the model cannot be found.
     """
     flat: Canonical = {"seed": spec.root.seed}
     for name in NODES:
         flat.update(_flatten(getattr(spec, name), name))
     flat = {key: value for key, value in flat.items() if is_scientific(key)}
-    flat["model.content"] = spec.model.content()
-    flat["task.data"] = fingerprint(spec.task)
+    flat["model.content"] = spec.model.content() if read else spec.model.path
+    if read:
+        flat["task.data"] = fingerprint(spec.task)
     flat = _without_inert(flat, spec)
     return {k: v for k, v in sorted(flat.items()) if k not in NEUTRAL or NEUTRAL[k] != v}
 
@@ -238,12 +240,21 @@ def cell_id(flat: Canonical) -> str:
     return _id("c", {key: value for key, value in flat.items() if key != "seed"})
 
 
+def with_neutral(flat: Canonical) -> Canonical:
+    """The canonical form and, of the nodes in it, the fields that are absent because their value is neutral."""
+    return {key: value for key, value in NEUTRAL.items() if key.split(".")[0] in flat} | flat
+
+
+def eval_fields(spec: RunSpec) -> Canonical:
+    """The settings of the evaluation that decide its results."""
+    flat = _flatten(spec.eval, "eval")
+    return {key: value for key, value in flat.items() if key not in ("eval.batch_size", "eval.every")}
+
+
 def eval_id(spec: RunSpec) -> str:
     """Id of an evaluation: its settings and the prompts it asks. Results with different ids are not comparable."""
-    flat = _flatten(spec.eval, "eval")
-    flat = {key: value for key, value in flat.items() if key not in ("eval.batch_size", "eval.every")}
     data = {name: fingerprint(suite) for name, suite in spec.eval.suites.items()}
-    return _id("e", {**flat, **data})
+    return _id("e", {**eval_fields(spec), **data})
 
 
 def base_eval_id(spec: RunSpec) -> str:

@@ -204,6 +204,8 @@ def _plans(
             conflict=None,
             trouble=trouble,
             notes=evaluation_notes(runs, {run_id: seen.status for run_id, seen in observed.items()}),
+            values=[],
+            outline=False,
         )
 
 

@@ -14,7 +14,19 @@ from klsweep.cells import describe
 from klsweep.config.build import Builder, RunSpec
 from klsweep.config.compose import Composer, parse_overrides
 from klsweep.config.grid import Cell, Exclusion, Expansion, expand
-from klsweep.config.identity import NEUTRAL, Canonical, canonical, cell_id, covers, eval_id, inert_keys, run_id
+from klsweep.config.identity import (
+    NEUTRAL,
+    Canonical,
+    canonical,
+    cell_id,
+    covers,
+    eval_fields,
+    eval_id,
+    inert_keys,
+    run_id,
+    with_neutral,
+)
+from klsweep.config.tags import Tagged, check_tags, tagged
 from klsweep.errors import BadInput
 from klsweep.objective.objective import Objective, Undefined, build_objective
 from klsweep.provenance import science_hash
@@ -48,7 +60,9 @@ class Plan:
     """What a command asks for. raw − excluded − collapsed = runs; to run are those not finished, active or cancelled.
 
     `active` are running or in SLURM's queue; `trouble` says why SLURM could not be asked if it had to be,
-    `conflict` how the sweep that the folder holds differs, if it has no run in common with this one.
+    `conflict` how the sweep that the folder holds differs, if it has no run in common with this one. `values` says
+    where the experiment's values come from, if it does. An `outline` has looked at neither model, data nor records:
+    its ids mean nothing.
     """
 
     folder: SweepFolder
@@ -63,6 +77,8 @@ class Plan:
     conflict: str | None
     trouble: str | None
     notes: list[str]
+    values: list[Tagged]
+    outline: bool
 
     @property
     def to_run(self) -> list[PlannedRun]:
@@ -73,21 +89,21 @@ class Plan:
         return describe([run.row for run in self.runs])
 
 
-def make_plan(composer: Composer, overrides: Sequence[str], single: bool = False) -> Plan:
+def make_plan(composer: Composer, overrides: Sequence[str], single: bool = False, outline: bool = False) -> Plan:
     """Plan a sweep, or with `single` exactly one run (an experiment's grid is then ignored).
 
     Raises BadInput for anything wrong, a `single` run's undefined combination included, before anything is written.
     """
-    return _plan(expand(composer, overrides, single), list(overrides), single)
+    return _plan(expand(composer, overrides, single), list(overrides), single, outline)
 
 
 def plan_cell(cell: Cell, overrides: Sequence[str]) -> Plan:
     """The plan of one cell that was composed elsewhere, from `overrides`."""
     given = frozenset(override.key_or_group for override in parse_overrides(overrides))
-    return _plan(Expansion(raw=1, cells=[cell], excluded=[], given=given), list(overrides), single=True)
+    return _plan(Expansion(raw=1, cells=[cell], excluded=[], given=given, values={}), list(overrides), single=True)
 
 
-def _plan(expansion: Expansion, overrides: list[str], single: bool) -> Plan:
+def _plan(expansion: Expansion, overrides: list[str], single: bool, outline: bool = False) -> Plan:
     builder = Builder()
     runs: dict[str, PlannedRun] = {}
     excluded = list(expansion.excluded)
@@ -100,14 +116,14 @@ def _plan(expansion: Expansion, overrides: list[str], single: bool) -> Plan:
                 raise BadInput(str(reason)) from reason
             excluded.append(Exclusion(cell.point, str(reason)))
             continue
-        run = planned_run(cell, spec, objective, expansion.given)
+        run = _planned(cell, spec, objective, expansion.given, outline)
         runs.setdefault(run.run_id, run)
     planned = list(runs.values())
     if not planned:
         reasons = "; ".join(sorted({exclusion.reason for exclusion in excluded}))
         raise BadInput(f"nothing to run: all {expansion.raw} cells are excluded ({reasons})")
     folder = _sweep_folder(expansion.cells)
-    observed, trouble = observe(folder, [run.run_id for run in planned])
+    observed, trouble = observe(folder, [] if outline else [run.run_id for run in planned])
     statuses = {run_id: seen.status for run_id, seen in observed.items()}
     return Plan(
         folder=folder,
@@ -119,14 +135,25 @@ def _plan(expansion: Expansion, overrides: list[str], single: bool) -> Plan:
         finished=where(observed, lambda seen: seen.status["state"] in FINISHED),
         active=where(observed, lambda seen: seen.is_active),
         cancelled=where(observed, lambda seen: seen.status["state"] == "cancelled"),
-        conflict=None if single else _conflict(folder, [run.row for run in planned]),
+        conflict=None if single or outline else _conflict(folder, [run.row for run in planned]),
         trouble=trouble,
         notes=[
             *_inert_notes(expansion, planned),
             *_expectation_notes(planned),
-            *evaluation_notes(planned, statuses),
+            *([] if outline else evaluation_notes(planned, statuses)),
         ],
+        values=_values(expansion, overrides, planned),
+        outline=outline,
     )
+
+
+def _values(expansion: Expansion, overrides: list[str], runs: list[PlannedRun]) -> list[Tagged]:
+    """Where the values of the runs come from, if the experiment says so."""
+    check_tags(expansion.values, [cell.config for cell in expansion.cells])
+    if not expansion.values:
+        return []
+    overridden = {override.key_or_group for override in parse_overrides(overrides)}
+    return tagged(expansion.values, overridden, [with_neutral(r.canonical) | eval_fields(r.spec) for r in runs])
 
 
 def _conflict(folder: SweepFolder, rows: list[Row]) -> str | None:
@@ -188,26 +215,26 @@ def _record_launch(plan: Plan) -> None:
     append_text(plan.folder.launches, yaml.dump([launch], Dumper=yaml.CSafeDumper, sort_keys=False))
 
 
-def planned_run(cell: Cell, spec: RunSpec, objective: Objective, given: frozenset[str]) -> PlannedRun:
-    """The run that a cell stands for. `given`: keys that the user set. BadInput if it could not be run."""
+def _planned(cell: Cell, spec: RunSpec, objective: Objective, given: frozenset[str], outline: bool) -> PlannedRun:
     if objective.has_kl:
         try:
             spec.kl.check_horizon(spec.train.prompts_per_update * spec.algorithm.group_size)
         except ValueError as error:
             raise BadInput(str(error)) from error
-    flat = canonical(spec.simplified(objective))
-    neutral = {key: value for key, value in NEUTRAL.items() if key.split(".")[0] in flat}  # inert nodes are absent
+    flat = canonical(spec.simplified(objective), read=not outline)
     row = {
         "run_id": run_id(flat),
         "cell_id": cell_id(flat),
-        "eval_id": eval_id(spec),
+        "eval_id": None if outline else eval_id(spec),
         "seed": spec.root.seed,
         "updates": spec.train.updates,
         "axes": _labels(cell, spec, flat, given),
         "kl_coef": flat.get("kl.coef"),
-        "fields": {k: v for k, v in (neutral | flat).items() if "." in k and k != "kl.coef"},
-        "suites": suite_roles(spec, cell.choices["task"]),
+        "fields": {k: v for k, v in with_neutral(flat).items() if "." in k and k != "kl.coef"},
+        "suites": {} if outline else suite_roles(spec, cell.choices["task"]),
     }
+    if outline:
+        return PlannedRun(row, cell.config, spec, objective, flat)
     model = {**cell.config["model"], "revision": spec.model.pinned_revision()}  # `main` may move before the run starts
     return PlannedRun(row, {**cell.config, "model": model}, spec, objective, flat)
 

@@ -85,32 +85,62 @@ def print_submission(sweep: SweepFolder, what: Submission) -> None:
 def print_plan(plan: Plan, cost: Cost | None, with_cells: bool) -> None:
     """raw → excluded → collapsed → done → to run, notes, cost, and with `with_cells` a row per cell."""
     out = console()
-    elsewhere = f"{len(plan.active)} running or queued elsewhere, " if plan.active else ""
-    cancelled = f"{len(plan.cancelled)} cancelled (klsweep retry --only cancelled), " if plan.cancelled else ""
-    out.print(
-        f"{plan.folder.path}: {plan.raw} raw − {len(plan.excluded)} excluded − {plan.collapsed} collapsed "
-        f"= {len(plan.runs)} runs; {len(plan.finished)} done, {elsewhere}{cancelled}{len(plan.to_run)} to run",
-        style="bold",
-    )
+    if plan.outline:
+        out.print(f"outline of {plan.folder.path}, without model and data: {_arithmetic(plan)}", style="bold")
+    else:
+        out.print(f"{plan.folder.path}: {_arithmetic(plan)}; {_to_do(plan)}", style="bold")
     for reason, count in Counter(e.reason for e in plan.excluded).items():
         out.print(f"  excluded {count}: {reason}")
+    print_values(plan)
     print_notes(plan)
     if plan.conflict is not None:
         out.print(f"  note: {plan.conflict}")
-    for line in _cost_lines(plan, cost):
-        out.print(f"  {line}")
+    if not plan.outline:
+        for line in _cost_lines(plan, cost):
+            out.print(f"  {line}")
     if with_cells:
-        table = Table(box=None, header_style="bold")
-        for column in ("cell", "configuration", "seeds", "to run"):
-            table.add_column(column, no_wrap=True)
-        names, to_run = plan.names(), {run.run_id for run in plan.to_run}
-        cells: dict[str, list[PlannedRun]] = {}
-        for run in plan.runs:
-            cells.setdefault(run.row["cell_id"], []).append(run)
-        for cell, runs in cells.items():
-            waiting = sum(run in to_run for run in (r.run_id for r in runs))
-            table.add_row(cell, names[cell], str(len(runs)), str(waiting))
-        out.print(table)
+        out.print(_cells_table(plan))
+
+
+def _arithmetic(plan: Plan) -> str:
+    """What a grid comes to."""
+    return f"{plan.raw} raw − {len(plan.excluded)} excluded − {plan.collapsed} collapsed = {len(plan.runs)} runs"
+
+
+def _to_do(plan: Plan) -> str:
+    """What is left of it."""
+    elsewhere = f"{len(plan.active)} running or queued elsewhere, " if plan.active else ""
+    cancelled = f"{len(plan.cancelled)} cancelled (klsweep retry --only cancelled), " if plan.cancelled else ""
+    return f"{len(plan.finished)} done, {elsewhere}{cancelled}{len(plan.to_run)} to run"
+
+
+def _cells_table(plan: Plan) -> Table:
+    """A row per cell; an outline knows neither ids nor what is done."""
+    table, shown = Table(box=None, header_style="bold"), slice(1, 3) if plan.outline else slice(None)
+    for column in ("cell", "configuration", "seeds", "to run")[shown]:
+        table.add_column(column, no_wrap=True)
+    names, to_run = plan.names(), {run.run_id for run in plan.to_run}
+    cells: dict[str, list[PlannedRun]] = {}
+    for run in plan.runs:
+        cells.setdefault(run.row["cell_id"], []).append(run)
+    for cell, runs in cells.items():
+        waiting = sum(run in to_run for run in (r.run_id for r in runs))
+        table.add_row(*(cell, names[cell], str(len(runs)), str(waiting))[shown])
+    return table
+
+
+def print_values(plan: Plan) -> None:
+    """Where the experiment's values come from: each that is not the paper's, and how many are."""
+    if not plan.values:
+        return
+    out, counts = console(), Counter[str]()
+    for entry in plan.values:
+        counts[entry.tag] += len(entry.fields)
+    out.print(f"  values: {', '.join(f'{count} {tag}' for tag, count in counts.items())}")
+    for entry in plan.values:
+        if entry.tag != "paper":
+            fields = " ".join(f"{name}={','.join(map(str, values))}" for name, values in entry.fields.items())
+            out.print(f"    {entry.tag} {fields}{': ' if entry.note else ''}{entry.note}")
 
 
 def print_notes(plan: Plan) -> None:
@@ -131,6 +161,8 @@ def plan_json(plan: Plan, cost: Cost | None) -> dict[str, Any]:
         "cancelled": sorted(plan.cancelled),
         "to_run": [run.run_id for run in plan.to_run],
         "notes": plan.notes,
+        "values": [dataclasses.asdict(entry) for entry in plan.values],
+        "outline": plan.outline,
         "cost": dataclasses.asdict(cost) if cost is not None else None,
         "runs": [run.row for run in plan.runs],
     }

@@ -9,7 +9,7 @@ import torch
 from klsweep.audit.gradient import batch_coefficients, charges, per_sample
 from klsweep.audit.tabular import every_sequence, instance
 from klsweep.cells import describe
-from klsweep.config.build import NODES, ROOT_FIELDS, Builder
+from klsweep.config.build import GRID_NODES, NODES, ROOT_FIELDS, Builder
 from klsweep.config.compose import composer, resolve
 from klsweep.config.identity import NEUTRAL, OPERATIONAL, SCIENTIFIC, canonical, cell_id, is_scientific, run_id
 from klsweep.errors import BadInput
@@ -194,7 +194,7 @@ def test_equal_ids_mean_equal_gradients():
     with composer() as session:
         base = session.compose(["algorithm=reinforce", "algorithm.group_size=1"]).config
         nodes = {(a, choice): session.compose([f"{a}={choice}"]).config[a] for a in axes for choice in AXES[a]}
-    base = resolve({key: value for key, value in base.items() if key not in ("grid", "exclude")})
+    base = resolve({key: value for key, value in base.items() if key not in GRID_NODES})
     builder, gradients, identities = Builder(), {}, []
     batch = next(iter(every_sequence(instance(3, 2), off_policy=True)))
     for point in points:

@@ -53,6 +53,9 @@ OPERATIONAL = (
     "model.revision",
     "model.attention",
     "model.device",
+    "model.reference",
+    "model.logprob_chunk",
+    "model.gradient_checkpointing",
 )
 # Values that change nothing. They are left out of the identity, so a field that is added together with its neutral
 # value leaves every earlier id as it was.

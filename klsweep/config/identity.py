@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from klsweep.component import used_fields
 from klsweep.config.build import NODES, RunSpec
+from klsweep.config.plugins import plugin_hash
 from klsweep.provenance import science_hash
 from klsweep.tasks.base import fingerprint
 
@@ -263,7 +264,8 @@ def eval_id(spec: RunSpec) -> str:
 def base_eval_id(spec: RunSpec) -> str:
     """Id of the base model's evaluation by this code, shared by every run that starts from that model."""
     base = {"eval": eval_id(spec), "model": spec.model.content(), "dtype": spec.model.dtype}
-    return _id("b", {**base, "code": science_hash()})
+    plugins = plugin_hash(spec.root.plugins)  # which may have graded it
+    return _id("b", {**base, "code": science_hash(), **({"plugins": plugins} if plugins else {})})
 
 
 def _id(kind: str, content: Mapping[str, Any]) -> str:

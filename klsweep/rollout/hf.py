@@ -12,6 +12,7 @@ from torch import Tensor
 
 from klsweep.component import component
 from klsweep.model.policy import Policy, Tokens
+from klsweep.model.source import Model
 from klsweep.rollout.engine import Generation
 
 
@@ -23,6 +24,9 @@ class HF:
     temperature: PositiveFloat
     top_p: Annotated[float, Gt(0), Le(1)]
     batch_size: PositiveInt
+
+    def check(self, model: Model, here: bool) -> None:
+        """Nothing: wherever the policy can be trained, it can be sampled from."""
 
     def bind(self, policy: Policy, longest: int) -> "HFSampler":
         """A sampler that shares the trainer's weights: an optimiser step is seen by the next `generate`."""
@@ -45,6 +49,9 @@ class HFSampler:
 
     def take_weights(self) -> None:
         """Nothing to do: the weights are shared."""
+
+    def rest(self) -> None:
+        """Nothing to do: only a `generate` takes memory."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], samples: int, uniforms: np.ndarray, temperature: float, top_p: float

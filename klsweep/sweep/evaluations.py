@@ -23,7 +23,7 @@ from klsweep.errors import BadInput
 from klsweep.objective.objective import build_objective
 from klsweep.record.files import Row
 from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
-from klsweep.sweep.plan import AXES, Plan, PlannedRun, evaluation_notes, suite_roles, where
+from klsweep.sweep.plan import AXES, Plan, PlannedRun, check_engines, evaluation_notes, suite_roles, where
 from klsweep.sweep.status import observe
 
 WHICH = ("last", "all")
@@ -188,6 +188,7 @@ def _plans(
         _check_model(spec, weights)
         name = _name(spec)
         planned.setdefault(name, []).append(_planned(weights, config, spec, changes, sweep.evaluation(name)))
+    check_engines(run.spec for runs in planned.values() for run in runs)
     for name, runs in planned.items():
         folder = sweep.evaluation(name)
         observed, trouble = observe(folder, [run.run_id for run in runs])

@@ -12,7 +12,6 @@ import yaml
 
 from klsweep.config.build import Builder
 from klsweep.config.identity import canonical, eval_id
-from klsweep.config.plugins import plugin_hash
 from klsweep.provenance import environment, science_hash
 from klsweep.record.claims import beating
 from klsweep.record.files import Row, write_json
@@ -67,6 +66,8 @@ def _work(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate, thread
 
     from klsweep.model.policy import device_of
     from klsweep.objective.objective import build_objective
+    from klsweep.rollout.vllm import VLLM
+    from klsweep.rollout.vllm_engine import release
     from klsweep.tracking import Tracker
     from klsweep.training.loop import train
     from klsweep.training.reevaluate import reevaluate
@@ -74,14 +75,14 @@ def _work(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate, thread
     folder = attempt.folder
     config = yaml.load(folder.config.read_text(), Loader=yaml.CSafeLoader)
     spec = Builder().run_spec(config)
-    plugins = plugin_hash(spec.root.plugins)
-    attempt.note(eval_id=eval_id(spec), plugin_hash=plugins)
+    attempt.note(eval_id=eval_id(spec))
+    if not isinstance(spec.rollout, VLLM):
+        release()  # an earlier run's engine in this process holds memory
     subject = Subject(**config["evaluate"]) if "evaluate" in config else None
     trained = RunFolder(folder.path / subject.run) if subject is not None and subject.run is not None else folder
     torch.set_num_threads(folder.threads() or trained.threads() or threads)  # another number might round differently
     device = device_of(spec.model)
     found = {"threads": torch.get_num_threads(), "device": device, "resumed_run_equals": RESUMED[device]}
-    found["plugin_hash"] = plugins
     write_json(folder.environment, {**environment(), **found})
     identity = canonical(spec.simplified(build_objective(*spec.objective_parts)))
     tracker = Tracker.start(

@@ -1,7 +1,7 @@
 """From overrides to a plan: every cell built, undefined ones excluded with the reason, equal ones collapsed."""
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,13 +26,13 @@ from klsweep.config.identity import (
     run_id,
     with_neutral,
 )
-from klsweep.config.plugins import plugin_hash
 from klsweep.config.tags import Tagged, check_tags, tagged
 from klsweep.errors import BadInput
 from klsweep.objective.objective import Objective, Undefined, build_objective
 from klsweep.provenance import science_hash
 from klsweep.record.files import Row, append_text, write_text
 from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
+from klsweep.sweep.launch_local import Local
 from klsweep.sweep.status import Observed, observe
 from klsweep.tasks.base import shared_prompts
 
@@ -126,7 +126,7 @@ def _plan(expansion: Expansion, overrides: list[str], single: bool, outline: boo
     folder = _sweep_folder(expansion.cells)
     observed, trouble = observe(folder, [] if outline else [run.run_id for run in planned])
     statuses = {run_id: seen.status for run_id, seen in observed.items()}
-    return Plan(
+    plan = Plan(
         folder=folder,
         overrides=overrides,
         raw=expansion.raw,
@@ -146,6 +146,15 @@ def _plan(expansion: Expansion, overrides: list[str], single: bool, outline: boo
         values=_values(expansion, overrides, planned),
         outline=outline,
     )
+    if not outline:
+        check_engines(run.spec for run in plan.to_run)
+    return plan
+
+
+def check_engines(specs: Iterable[RunSpec]) -> None:
+    """BadInput if one of these runs could not sample."""
+    for engine, model, here in {(s.rollout, s.model, isinstance(s.launcher, Local)) for s in specs}:
+        engine.check(model, here)
 
 
 def _values(expansion: Expansion, overrides: list[str], runs: list[PlannedRun]) -> list[Tagged]:
@@ -301,27 +310,15 @@ def evaluation_notes(runs: list[PlannedRun], statuses: dict[str, Row]) -> list[s
             f"{len(other)} finished runs were evaluated with other settings and stay as they are "
             "(another sweep_dir trains and evaluates anew)"
         )
-    notes += _code_notes(runs, statuses)
+    code = [statuses[run.run_id].get("science_hash") for run in runs if statuses[run.run_id]["state"] in FINISHED]
+    if older := [found for found in code if found != science_hash()]:
+        notes.append(
+            f"{len(older)} finished runs were made by other code than this ({', '.join(sorted(set(map(str, older))))})"
+        )
     alone = sum("in" not in run.row["suites"].values() for run in runs)
     if alone:
         notes.append(f"{alone} runs have no suite with their task's evaluation prompts: nothing in distribution")
     return notes
-
-
-def _code_notes(runs: list[PlannedRun], statuses: dict[str, Row]) -> list[str]:
-    """How many finished runs were made by other code, of klsweep or of plugins."""
-    finished = [run for run in runs if statuses[run.run_id]["state"] in FINISHED]
-    code = [statuses[run.run_id].get("science_hash") for run in finished]
-    plugins = [(statuses[run.run_id].get("plugin_hash"), plugin_hash(run.spec.root.plugins)) for run in finished]
-    kinds = {
-        "other code": [found for found in code if found != science_hash()],
-        "other plugin code": [found for found, now in plugins if found != now],
-    }
-    return [
-        f"{len(older)} finished runs were made by {what} than this ({', '.join(sorted(set(map(str, older))))})"
-        for what, older in kinds.items()
-        if older
-    ]
 
 
 def _inert_notes(expansion: Expansion, runs: list[PlannedRun]) -> list[str]:

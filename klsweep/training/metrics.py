@@ -75,15 +75,27 @@ def staleness_metrics(rollout: Rollout, scores: Scores, update: int, objective: 
 
     Sequence weights w_i = exp(Σ_t log π_old − log μ); `sampler/ess` is (Σw)²/(BΣw²), 1 when μ is π_old.
     `correction/*`: mean weight per token, and the share of tokens whose weight was truncated or masked.
+    `sampler/mismatch_*`: of batches sampled from π_old's own weights, where only the engine's numbers (and top-p) are
+    between μ and π_old: mean and largest |log π_old − log μ| of a token, and KL(μ ‖ π_old) per token as k3 values it.
     """
     tokens = rollout.generation.tokens
     log_weights = masked(scores.old_logprobs - rollout.generation.sampler_logprobs, tokens.mask).double()
     weights = torch.softmax(log_weights.sum(1), 0)
+    own = rollout.version == update - 1
     return {
         **_correction_metrics(log_weights, tokens.mask, objective.correction),
+        **(_mismatch_metrics(log_weights, tokens.mask) if own else {}),
         "sampler/lag": update - 1 - rollout.version,
         "sampler/log_ratio_abs_token": _token_mean(log_weights.abs(), tokens.mask),
         "sampler/ess": (1.0 / (len(weights) * weights.square().sum())).item(),
+    }
+
+
+def _mismatch_metrics(log_weights: Tensor, mask: Tensor) -> Metrics:
+    return {
+        "sampler/mismatch_abs_token": _token_mean(log_weights.abs(), mask),
+        "sampler/mismatch_max_token": log_weights.abs().max().item(),
+        "sampler/mismatch_kl_token": _token_mean(k3(-log_weights), mask),
     }
 
 

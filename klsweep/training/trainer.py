@@ -10,7 +10,6 @@ from torch import Tensor
 
 from klsweep.config.build import RunSpec
 from klsweep.model.policy import Scores, Tokens, load_base, score
-from klsweep.model.reference import reference_of
 from klsweep.objective.objective import Objective
 from klsweep.record.folder import Attempt, RunFolder
 from klsweep.rollout.engine import Generation, Rollout
@@ -32,14 +31,14 @@ class Trainer:
         base = load_base(spec.model)
         self._spec = spec
         self._policy = base.trainable_copy()  # before any checkpoint: the reference is always the base
-        self._reference = reference_of(base)
+        self._reference = base.network
         self._optimiser = torch.optim.AdamW(
             self._policy.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
         self._sampler = spec.rollout.bind(self._policy, longest_sequence(spec, self._policy))
         self._collector = Collector(spec, self._policy, self._sampler)
         self._learner = Learner(
-            policy=self._policy,
+            network=self._policy.network,
             reference=self._reference,
             optimiser=self._optimiser,
             objective=objective,
@@ -65,9 +64,10 @@ class Trainer:
         return self._collector.collect(index, version)
 
     def score(self, tokens: Tokens) -> Scores:
-        """What the policy and the reference say of a batch's tokens before its update."""
+        """What the policy and the reference say of a batch's tokens before its update, while the sampler rests."""
+        self._sampler.rest()
         temperature, rows = self._spec.rollout.temperature, self._spec.train.micro_batch_size
-        return score(self._policy, self._reference, tokens, temperature, rows)
+        return score(self._policy.network, self._reference, tokens, temperature, rows)
 
     def update(self, generation: Generation, scores: Scores, advantages: Tensor, beta: float, lr: float) -> Metrics:
         """See `Learner.update`; the sampler then samples from the new weights."""
@@ -86,7 +86,9 @@ class Trainer:
             self._sampler,
             self._policy,
             settings,
-            lambda tokens: score(self._policy, self._reference, tokens, settings.temperature, settings.batch_size),
+            lambda tokens: score(
+                self._policy.network, self._reference, tokens, settings.temperature, settings.batch_size
+            ),
         )
 
     def load(self, attempt: Attempt) -> checkpoint.State:

@@ -1,1 +1,0 @@
-"""A lab's own package, outside klsweep: `mylab.rl` is its plugin."""

@@ -124,6 +124,7 @@ def _warnings(runs: Sequence[RunResult]) -> list[str]:
     checks = {
         "evaluation settings": {str(run.status.get("eval_id")) for run in runs if run.finished},
         "science-code hashes": {str(run.status.get("science_hash")) for run in runs if run.finished},
+        "plugin-code hashes": {str(run.status.get("plugin_hash")) for run in runs if run.finished},
     }
     return [
         f"finished runs have {len(found)} different {what} ({', '.join(sorted(found))}): rows may not be comparable"

@@ -14,12 +14,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from klsweep.config.compose import composer
-from klsweep.model.policy import chosen, load_policy, response_distributions, score
+from klsweep.model.policy import load_policy, score, states
+from klsweep.model.policy import statistics as token_statistics
 from klsweep.record.files import read_rows
 from klsweep.record.folder import Attempt, RunFolder, SweepFolder
 from klsweep.rollout.random import Stream, prompt_order, uniforms
@@ -76,7 +78,7 @@ def floor_seconds() -> float:
     with composer() as session:
         spec = make_plan(session, SPEC, single=True).runs[0].spec
     policy = load_policy(spec.model)
-    network, reference = policy.network, load_policy(spec.model).network
+    network, reference = policy.network, partial(states, load_policy(spec.model))
     sampler = spec.rollout.bind(policy, spec.task.max_response_tokens)
     optimiser = torch.optim.AdamW(network.parameters(), lr=spec.train.lr)
     items, group = spec.task.train_items(), spec.algorithm.group_size
@@ -86,9 +88,9 @@ def floor_seconds() -> float:
         prompts = prompt_order(0, update, spec.train.prompts_per_update, len(items))
         draws = uniforms(0, Stream.ROLLOUT, update, prompts, group, spec.task.max_response_tokens)
         tokens = sampler.generate(policy.encode([items[p].prompt for p in prompts]), group, draws, 1.0, 1.0).tokens
-        score(network, reference, tokens, 1.0, spec.train.micro_batch_size)
-        logprobs = chosen(response_distributions(network, tokens, 1.0), tokens.response_ids)
-        (-(logprobs * tokens.mask).sum() / len(prompts)).backward()
+        score(policy, reference, tokens, 1.0, spec.train.micro_batch_size)
+        logprobs = token_statistics(policy, tokens, 1.0, ("logprobs",))["logprobs"]
+        (-logprobs.sum() / len(prompts)).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()

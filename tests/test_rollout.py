@@ -1,18 +1,20 @@
 """Sampling: the probabilities really sampled, counter-based draws, and the staleness queue."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from klsweep.model.policy import chosen, load_policy, response_distributions, score
+from klsweep.model.policy import load_policy, score, states, statistics
 from klsweep.model.source import SHIPPED
 from klsweep.rollout.buffer import OffPolicy, OnPolicy, RolloutQueue
 from klsweep.rollout.engine import Rollout
 from klsweep.rollout.hf import HF, draw_tokens
 from klsweep.rollout.random import Stream, prompt_order, uniforms
 from tests.conftest import small_spec
+from tests.plain import response_distributions
 
 PROMPTS = ["12+7=", "rev abcde=", "max 3 14 15="]
 
@@ -32,7 +34,7 @@ def _generate(policy, batch_size=1024, samples=5, temperature=1.0, top_p=1.0, le
 def test_sampler_logprobs_are_the_trainers(policy, temperature):
     generation = _generate(policy, temperature=temperature)
     tokens = generation.tokens
-    logprobs = chosen(response_distributions(policy.network, tokens, temperature), tokens.response_ids) * tokens.mask
+    logprobs = statistics(policy, tokens, temperature, ("logprobs",))["logprobs"]
     assert torch.allclose(logprobs, generation.sampler_logprobs, atol=1e-4)
     assert generation.sampler_logprobs.min() < -1.0
 
@@ -113,9 +115,9 @@ def test_batches_are_consumed_in_order_lag_updates_after_they_were_sampled():
 
 def test_scores_are_the_distributions_kl_and_entropy(policy):
     tokens = _generate(policy).tokens
-    whole = score(policy.network, policy.network, tokens, 1.0, 100)
+    whole = score(policy, partial(states, policy), tokens, 1.0, 100)
     assert whole.exact_kl.abs().max() < 1e-6
-    assert torch.allclose(whole.entropy, score(policy.network, policy.network, tokens, 1.0, 2).entropy, atol=1e-5)
+    assert torch.allclose(whole.entropy, score(policy, partial(states, policy), tokens, 1.0, 2).entropy, atol=1e-5)
     distributions = response_distributions(policy.network, tokens, 1.0)[0, 0]
     assert whole.entropy[0, 0].item() == pytest.approx(-(distributions.exp() * distributions).sum().item(), rel=1e-5)
     assert 0 < whole.entropy[0, 0].item() < math.log(distributions.numel())

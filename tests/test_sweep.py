@@ -8,17 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import yaml
 
 from klsweep.cli import main
 from klsweep.config.compose import composer
-from klsweep.model.source import SHIPPED, Model
+from klsweep.model.source import SHIPPED
 from klsweep.record.folder import RunFolder, SweepFolder
 from klsweep.sweep.launch_local import Local, launch
 from klsweep.sweep.plan import make_plan, write_plan
-from tests.conftest import SMALL
+from tests.conftest import SMALL, small_spec
 
 KLSWEEP = [sys.executable, "-m", "klsweep.cli"]
 QUICK = [*SMALL, "train.updates=2", "launcher.parallel=2", "wandb.mode=disabled", "eval.samples_per_prompt=4"]
@@ -388,7 +389,7 @@ def test_a_model_is_cached_only_with_all_its_weights(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     commit = "0123456789abcdef0123456789abcdef01234567"
     snapshot = tmp_path / "models--lab--tiny/snapshots" / commit
-    model = Model(path="lab/tiny", revision=commit, dtype="float32", attention="sdpa", device="cpu")
+    model = replace(small_spec().model, path="lab/tiny", revision=commit)
     assert not model.is_cached()
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")

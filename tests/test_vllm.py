@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from klsweep.errors import BadInput
-from klsweep.model.policy import Policy, chosen, load_base, response_distributions
+from klsweep.model.policy import Policy, load_base
 from klsweep.model.weights import named_weights
 from klsweep.record.files import read_rows
 from klsweep.record.folder import RunFolder
@@ -19,6 +19,7 @@ from klsweep.rollout.random import Stream, uniforms
 from klsweep.sweep.launch_local import Local, launch
 from klsweep.sweep.plan import write_plan
 from tests.conftest import SMALL, planned, small_spec
+from tests.plain import chosen, response_distributions
 from tests.required import unavailable
 from tests.test_training import rows, run, weights
 

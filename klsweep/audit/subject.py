@@ -1,6 +1,7 @@
 """Which real policy to audit: a run's last checkpoint, or a model and a reference by path; and its samples."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import yaml
 from klsweep.audit.transformer import Subject, check_memory
 from klsweep.config.build import Builder, RunSpec
 from klsweep.errors import BadInput
-from klsweep.model.policy import load_policy
+from klsweep.model.policy import load_policy, states
 from klsweep.record.folder import RunFolder
 from klsweep.rollout.random import Stream, uniforms
 from klsweep.training.checkpoint import load_weights, newest_sound
@@ -42,9 +43,9 @@ def of_models(spec: RunSpec, reference: str, batches: int, prompts: int, seed: i
 
 def _subject(spec: RunSpec, base: RunSpec, checkpoint: Path | None, batches: int, prompts: int, seed: int) -> Subject:
     policy = load_policy(spec.model)
-    network, reference = policy.network, load_policy(base.model).network
-    if reference.config.vocab_size != network.config.vocab_size:
-        sizes = network.config.vocab_size, reference.config.vocab_size
+    network, reference = policy.network, load_policy(base.model)
+    sizes = network.config.vocab_size, reference.network.config.vocab_size
+    if sizes[0] != sizes[1]:
         raise BadInput(f"--reference: its vocabulary has {sizes[1]} entries, the model's {sizes[0]}")
     if checkpoint is not None:
         load_weights(checkpoint, network)
@@ -58,4 +59,4 @@ def _subject(spec: RunSpec, base: RunSpec, checkpoint: Path | None, batches: int
         texts = [items[p].prompt for p in order]
         drawn.append(sampler.generate(policy.encode(texts), SAMPLES, draws, spec.rollout.temperature, 1.0).tokens)
     longest = spec.task.max_response_tokens
-    return Subject(network, reference.requires_grad_(False), spec.rollout.temperature, longest, drawn)
+    return Subject(policy, partial(states, reference), spec.rollout.temperature, longest, drawn)

@@ -16,11 +16,12 @@ from torch import Tensor
 from klsweep.audit.cases import Case, Row
 from klsweep.audit.gradient import Coefficients, coefficients, compares, without_group
 from klsweep.errors import BadInput
-from klsweep.model.policy import Tokens, chosen, response_distributions
+from klsweep.model.logprobs import Column
+from klsweep.model.policy import Policy, Reference, Tokens, score, statistics
 from klsweep.objective.advantage import Reinforce
 from klsweep.objective.clip import NO_CLIP
 from klsweep.objective.importance import NoCorrection
-from klsweep.objective.kl import Full, exact_token_kl
+from klsweep.objective.kl import Full
 from klsweep.objective.objective import Objective, masked
 from klsweep.objective.placement import InRewardAndLoss
 from klsweep.objective.regulariser import KL, Betas
@@ -34,8 +35,8 @@ LEVEL = 0.95
 class Subject:
     """The policy under audit, its reference, and batches of its own samples at `temperature`."""
 
-    network: Any
-    reference: Any
+    policy: Policy
+    reference: Reference
     temperature: float
     max_length: int
     batches: Sequence[Tokens]
@@ -114,11 +115,8 @@ class _Scored:
 
     @classmethod
     def of(cls, subject: Subject, tokens: Tokens) -> "_Scored":
-        with torch.no_grad():
-            log_p = response_distributions(subject.network, tokens, subject.temperature)
-            log_q = response_distributions(subject.reference, tokens, subject.temperature)
-        ids = tokens.response_ids
-        return cls(tokens, chosen(log_p, ids), chosen(log_q, ids), exact_token_kl(log_p, log_q))
+        scores = score(subject.policy, subject.reference, tokens, subject.temperature, len(tokens.mask))
+        return cls(tokens, scores.old_logprobs, scores.ref_logprobs, scores.exact_kl)
 
 
 def _target() -> Objective:
@@ -146,7 +144,7 @@ def _target() -> Objective:
 
 def _gradients(subject: Subject, scored: Sequence[_Scored], objective: Objective, betas: Betas) -> Tensor:
     """The mean gradient of each batch with respect to all weights, ``[batches, parameters]``."""
-    parameters = list(subject.network.parameters())
+    parameters = list(subject.policy.network.parameters())
     rows = []
     for batch in scored:
         zero = torch.zeros(len(batch.logprobs), device=batch.logprobs.device)
@@ -162,13 +160,12 @@ def _gradients(subject: Subject, scored: Sequence[_Scored], objective: Objective
 
 def _surrogate(subject: Subject, batch: _Scored, found: Coefficients) -> Tensor:
     """A scalar with the loss's gradient: Σ c_t log π(y_t) + Σ d_t exact_kl_t."""
-    log_p = response_distributions(subject.network, batch.tokens, subject.temperature)
-    total = (found.logprobs * masked(chosen(log_p, batch.tokens.response_ids), batch.tokens.mask)).sum()
-    if found.exact_kl.any():
-        with torch.no_grad():
-            log_q = response_distributions(subject.reference, batch.tokens, subject.temperature)
-        total = total + (found.exact_kl * masked(exact_token_kl(log_p, log_q), batch.tokens.mask)).sum()
-    return total
+    both = bool(found.exact_kl.any())
+    columns: tuple[Column, ...] = ("logprobs", "exact_kl") if both else ("logprobs",)
+    reference = subject.reference(batch.tokens) if both else None
+    values = statistics(subject.policy, batch.tokens, subject.temperature, columns, reference)
+    total = (found.logprobs * values["logprobs"]).sum()
+    return total + (found.exact_kl * values["exact_kl"]).sum() if both else total
 
 
 def _comparison(own: Tensor, mixed: Tensor, target: Tensor) -> Row:
@@ -180,19 +177,19 @@ def _comparison(own: Tensor, mixed: Tensor, target: Tensor) -> Row:
 
     def projection(kept: Tensor) -> float:
         _, gt, tt = products(kept)
-        return gt / tt
+        return _quotient(gt, tt)
 
     def norm_ratio(kept: Tensor) -> float:
         gg, _, tt = products(kept)
-        return gg / tt
+        return _quotient(gg, tt)
 
     def cosine(kept: Tensor) -> float:
         gg, gt, tt = products(kept)
-        return gt / math.sqrt(gg * tt) if gg > 0 else math.nan
+        return _quotient(gt, math.sqrt(gg * tt)) if gg > 0 else math.nan
 
     def error(kept: Tensor) -> float:
         gg, gt, tt = products(kept)
-        return (gg - 2 * gt + tt) / tt
+        return _quotient(gg - 2 * gt + tt, tt)
 
     squares = {"relative_error": _jackknife(error, count), "norm_ratio": _jackknife(norm_ratio, count)}
     intervals = {"cosine": _jackknife(cosine, count), "projection": _jackknife(projection, count)}
@@ -202,6 +199,11 @@ def _comparison(own: Tensor, mixed: Tensor, target: Tensor) -> Row:
     for name, interval in intervals.items():
         row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
     return {**row, "verdict": _verdict(squares["relative_error"], intervals["projection"])}
+
+
+def _quotient(value: float, by: float) -> float:
+    """NaN over 0: between equal models there is no gradient to compare with."""
+    return value / by if by else math.nan
 
 
 def _across(products: Tensor, kept: Tensor) -> float:

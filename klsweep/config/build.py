@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from klsweep.component import Seed, component, used_fields
+from klsweep.config.plugins import import_plugin, is_within
 from klsweep.errors import BadInput
 
 if TYPE_CHECKING:
@@ -107,8 +109,8 @@ class Builder:
         if unknown:
             raise BadInput(f"{unknown[0]}: unknown key (choose from {', '.join(sorted((*ROOT_FIELDS, *NODES)))})")
         root = self._component(Root, {name: config[name] for name in ROOT_FIELDS if name in config}, "")
-        allowed = ("klsweep", *root.plugins)
-        return RunSpec(root, **{name: self.node(config.get(name), name, allowed) for name in NODES})
+        packages = allowed(root.plugins)
+        return RunSpec(root, **{name: self.node(config.get(name), name, packages) for name in NODES})
 
     def node(self, node: Any, path: str, allowed: tuple[str, ...]) -> Any:
         """The component that a node with `_target_` describes, its children first."""
@@ -149,13 +151,20 @@ class Builder:
             raise BadInput(f"{prefix.rstrip('.')}: {error}") from error
 
 
+def allowed(plugins: Sequence[str]) -> tuple[str, ...]:
+    """The packages whose classes may stand in `_target_`."""
+    return ("klsweep", *plugins)
+
+
 def find_target(target: Any, path: str, allowed: tuple[str, ...]) -> type:
     """The component class that `_target_` names. BadInput outside klsweep and the allow-listed packages."""
     if not isinstance(target, str) or "." not in target:
         raise BadInput(f"{path}={target!r}: expected the import path of a component class")
-    if target.split(".")[0] not in allowed:
+    if not is_within(target, allowed):
         raise BadInput(f"{path}={target!r}: only targets in {', '.join(allowed)} are built (plugins=[…] allows more)")
     module, _, name = target.rpartition(".")
+    if not is_within(module, ("klsweep",)):
+        import_plugin(module, f"{path}={target!r}")
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from klsweep.config.plugins import conf_folder
 from klsweep.errors import BadInput
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -31,22 +32,57 @@ class Composed:
 
 
 class Composer:
-    """One Hydra session over the shipped `conf/` and, beside it, a folder of the user's."""
+    """One Hydra session over the shipped `conf/` and, beside it, a folder of the user's and those of plugins."""
 
     def __init__(self, config_dir: Path | None = None) -> None:
         if config_dir is not None and not config_dir.is_dir():
             raise BadInput(f"--config-dir={str(config_dir)!r}: no such folder")
+        self._folders: dict[str, Path] = {}  # by what names them, in errors
         if config_dir is not None:
-            _check_no_shadow(config_dir)
-        self.folder = config_dir
-        self.extra = [] if config_dir is None else [f"hydra.searchpath=['file://{config_dir.resolve()}']"]
+            self._search("--config-dir", config_dir.resolve())
         self._loader = GlobalHydra.instance().config_loader()
         self._groups = frozenset(self._loader.list_groups("")) - {"hydra"}  # slow in Hydra: asked once
+
+    def _search(self, name: str, folder: Path) -> None:
+        """Search a folder from now on. BadInput for a file of a name that is taken: Hydra would silently take one."""
+        for file in sorted(folder.glob("*.yaml")) + sorted(folder.glob("*/*.yaml")):
+            for taken, other in (("a shipped file", CONF), *((f"one of {n}", f) for n, f in self._folders.items())):
+                if (other / file.relative_to(folder)).exists():
+                    raise BadInput(f"{name}: {file.relative_to(folder)} has the name of {taken}: rename it")
+        self._folders[name] = folder
+
+    def admit_plugins(self, overrides: Sequence[Override]) -> None:
+        """Search the conf/ of the plugins that the overrides name, or else the experiment that they choose.
+
+        BadInput for a plugin that cannot be imported.
+        """
+        for plugin in self._plugins(overrides):
+            name = f"plugins=[{plugin}]"
+            if name not in self._folders and (folder := conf_folder(plugin)) is not None:
+                self._search(name, folder)
+
+    def _plugins(self, overrides: Sequence[Override]) -> list[str]:
+        given = {o.key_or_group: o for o in overrides}
+        if "plugins" in given and given["plugins"].is_sweep_override():
+            raise BadInput("plugins: cannot be swept (several packages: plugins=[mylab,other.lab])")
+        named = given["plugins"].value() if "plugins" in given else None
+        if "plugins" not in given and "experiment" in given:
+            named = self._plugins_of(given["experiment"].value())
+        return [each for each in named if isinstance(each, str)] if isinstance(named, list) else []
+
+    def _plugins_of(self, experiment: Any) -> Any:
+        """What an experiment's file says of plugins: it is needed before Hydra can compose the file."""
+        files = [folder / "experiment" / f"{experiment}.yaml" for folder in (CONF, *self._folders.values())]
+        try:
+            found = [yaml.safe_load(file.read_text()) for file in files if file.is_file()]
+        except yaml.YAMLError:  # composition will say so
+            return None
+        return next((content.get("plugins") for content in found if isinstance(content, dict)), None)
 
     def options(self, group: str) -> list[str]:
         """Choices of a group, sorted."""
         # the search path takes effect through composition only
-        own = {file.stem for file in (self.folder / group).glob("*.yaml")} if self.folder else set()
+        own = {file.stem for folder in self._folders.values() for file in (folder / group).glob("*.yaml")}
         return sorted(own | set(self._loader.get_group_options(group, ObjectType.CONFIG)))
 
     def is_group(self, key: str) -> bool:
@@ -55,10 +91,13 @@ class Composer:
 
     def compose(self, overrides: Sequence[str]) -> Composed:
         """Compose with plain Hydra. Raises BadInput with field, value and choices."""
+        parsed = parse_overrides(overrides)
+        self.admit_plugins(parsed)
+        search = ",".join(f"'file://{folder}'" for folder in self._folders.values())
         try:
-            config = compose("config", overrides=[*self.extra, *overrides], return_hydra_config=True)
+            config = compose("config", overrides=[f"hydra.searchpath=[{search}]", *overrides], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            self._explain(overrides)
+            self._explain(parsed)
             raise BadInput(" ".join(str(error).split())) from error
         choices = dict(config.hydra.runtime.choices)
         plain = OmegaConf.to_container(config, resolve=False)
@@ -67,9 +106,8 @@ class Composer:
         kept = {str(k): str(v) for k, v in choices.items() if "/" not in str(k) and v is not None}
         return Composed({str(k): v for k, v in plain.items()}, kept)
 
-    def _explain(self, overrides: Sequence[str]) -> None:
+    def _explain(self, parsed: Sequence[Override]) -> None:
         """Raise the exact complaint about the first override that is at fault, if one is."""
-        parsed = parse_overrides(overrides)
         for override in parsed:
             if self.is_group(override.key_or_group) and override.package is None:
                 self.check_choice(override.key_or_group, override.value())
@@ -84,13 +122,6 @@ class Composer:
         options = self.options(group)
         if value not in options:
             raise BadInput(f"{group}={value!r}: choose from {', '.join(options)}")
-
-
-def _check_no_shadow(folder: Path) -> None:
-    """BadInput for a file that has the name of a shipped one: Hydra would silently take the shipped one."""
-    for file in sorted(folder.glob("*.yaml")) + sorted(folder.glob("*/*.yaml")):
-        if (CONF / file.relative_to(folder)).exists():
-            raise BadInput(f"--config-dir: {file.relative_to(folder)} has the name of a shipped file: rename it")
 
 
 @contextmanager

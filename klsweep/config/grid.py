@@ -51,6 +51,7 @@ def expand(composer: Composer, overrides: Sequence[str], single: bool = False) -
     Raises BadInput for anything that does not compose.
     """
     parsed = parse_overrides(overrides)
+    composer.admit_plugins(parsed)
     axes: dict[str, list[Any]] = {}
     fixed: dict[str, str] = {}
     for override, text in zip(parsed, overrides, strict=True):

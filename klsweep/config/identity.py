@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from klsweep.component import used_fields
 from klsweep.config.build import NODES, RunSpec
+from klsweep.config.plugins import plugin_hash
 from klsweep.provenance import science_hash
 from klsweep.tasks.base import fingerprint
 
@@ -58,6 +59,9 @@ OPERATIONAL = (
     "model.revision",
     "model.attention",
     "model.device",
+    "model.reference",
+    "model.logprob_chunk",
+    "model.gradient_checkpointing",
 )
 # Values that change nothing. They are left out of the identity, so a field that is added together with its neutral
 # value leaves every earlier id as it was.
@@ -266,7 +270,8 @@ def base_eval_id(spec: RunSpec) -> str:
     """Id of the base model's evaluation by this code, shared by every run that starts from that model."""
     base = {"eval": eval_id(spec), "model": spec.model.content(), "dtype": spec.model.dtype}
     base["engine"] = type(spec.rollout).__name__
-    return _id("b", {**base, "code": science_hash()})
+    plugins = plugin_hash(spec.root.plugins)  # which may have graded it
+    return _id("b", {**base, "code": science_hash(), **({"plugins": plugins} if plugins else {})})
 
 
 def _id(kind: str, content: Mapping[str, Any]) -> str:

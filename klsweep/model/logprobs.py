@@ -14,7 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from klsweep.objective.kl import exact_token_kl
 
-Column = Literal["logprobs", "entropy", "exact_kl", "forward_kl"]
+Column = Literal["logprobs", "entropy", "ref_logprobs", "exact_kl", "forward_kl"]
+OF_THE_REFERENCE: frozenset[Column] = frozenset({"ref_logprobs", "exact_kl", "forward_kl"})
 
 FLOOR = -1e30  # stands for a log-probability of −∞ in gradients: exp of it is 0, and 0 times it is no NaN
 
@@ -43,16 +44,16 @@ def token_statistics(
 ) -> Tensor:
     """Log-probabilities of `ids`, and what else is asked of π = softmax(logits / temperature), in nats.
 
-    `logprobs` log π(id); `entropy` −Σ_v π log π; `exact_kl` KL(π ‖ π_ref) and `forward_kl` KL(π_ref ‖ π) of the token
-    distributions, for which `reference` is needed. All of them differentiable with respect to the policy's hidden
-    states, head weight and bias; the reference is a constant.
+    `logprobs` log π(id); `entropy` −Σ_v π log π; `ref_logprobs` log π_ref(id), `exact_kl` KL(π ‖ π_ref) and
+    `forward_kl` KL(π_ref ‖ π) of the token distributions, for which `reference` is needed. All of them differentiable
+    with respect to the policy's hidden states, head weight and bias; the reference is a constant.
 
     Logits are computed in the hidden states' dtype (as the model's own forward does), everything after them in float32
     (in float64 for float64). Memory beyond arguments, result and their gradients: a few chunk × V floats.
 
     Args: `ids` ``[N]``; `chunk` tokens whose logits exist at a time. Returns ``[N, len(columns)]``.
     """
-    if reference is None and {"exact_kl", "forward_kl"} & set(columns):
+    if reference is None and OF_THE_REFERENCE & set(columns):
         raise ValueError(f"columns {', '.join(columns)} need a reference")
     other = (None, None, None) if reference is None else (reference.hidden, *reference.head)
     return _Statistics.apply(policy.hidden, *policy.head, ids, columns, temperature, chunk, *other)  # pyright: ignore
@@ -129,8 +130,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _value(column: Column, log_p: Tensor, log_q: Any, ids: Tensor) -> Tensor:
     """One column of a chunk ``[C]`` from log-probabilities ``[C, V]``."""
-    if column == "logprobs":
-        return log_p.gather(1, ids[:, None]).squeeze(1)
+    if column in ("logprobs", "ref_logprobs"):
+        return (log_p if column == "logprobs" else log_q).gather(1, ids[:, None]).squeeze(1)
     if column == "entropy":
         return -exact_token_kl(log_p, log_p.new_zeros(()))
     return exact_token_kl(log_p, log_q) if column == "exact_kl" else exact_token_kl(log_q, log_p)

@@ -1,7 +1,8 @@
 """Transformers policies: loading them, and the log-probabilities of given tokens."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klsweep.errors import BadInput
+from klsweep.model.logprobs import Column, Head, States, token_statistics
 from klsweep.model.source import Model
-from klsweep.objective.kl import exact_token_kl
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,23 @@ class Tokens:
     def lengths(self) -> Tensor:
         """Generated tokens per sequence ``[B]``."""
         return self.mask.sum(1)
+
+    @property
+    def widths(self) -> Tensor:
+        """Tokens of prompt and response together ``[B]``: what a forward pass costs."""
+        return self.prompt_mask.sum(1) + self.lengths.long()
+
+    def aligned(self) -> tuple[Tensor, Tensor]:
+        """Prompt and response joined without padding between them or on the left, and what predicts a response token.
+
+        Returns: ids ``[B, W]``, padded on the right to the longest sequence; bool ``[B, W]``, true at the position
+        before each response token. Read row by row those positions are in the order of ``response_ids[mask]``.
+        """
+        ids = torch.cat([self.prompt_ids, self.response_ids], 1)
+        generated = torch.cat([torch.zeros_like(self.prompt_mask), self.mask.to(self.prompt_mask.dtype)], 1)
+        real = generated + torch.cat([self.prompt_mask, torch.zeros_like(self.mask, dtype=generated.dtype)], 1)
+        order = real.argsort(dim=1, descending=True, stable=True)[:, : int(self.widths.max())]
+        return ids.gather(1, order), generated.gather(1, order).bool().roll(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -73,7 +92,10 @@ class Policy:
 
     def trainable_copy(self) -> "Policy":
         """The same policy with weights of its own that can be trained."""
-        return replace(self, network=copy.deepcopy(self.network).requires_grad_(True))
+        network = copy.deepcopy(self.network).requires_grad_(True).to(device_of(self.model))
+        if self.model.gradient_checkpointing:
+            network.gradient_checkpointing_enable({"use_reentrant": False})
+        return replace(self, network=network)
 
 
 def load_base(model: Model) -> Policy:
@@ -83,13 +105,17 @@ def load_base(model: Model) -> Policy:
 
 @lru_cache(maxsize=1)
 def _load_base(model: Model, content: str) -> Policy:
-    policy = load_policy(model)
+    policy = load_policy(model, "cpu" if model.reference == "offload" else None)
     policy.network.requires_grad_(False)
     return policy
 
 
-def load_policy(model: Model) -> Policy:
-    """A policy ready to run, in evaluation mode: no dropout, sampler and trainer see the same function."""
+def load_policy(model: Model, device: str | None = None) -> Policy:
+    """A policy ready to run, in evaluation mode: no dropout, sampler and trainer see the same function.
+
+    On the model's own device unless `device` says otherwise. BadInput for a network whose logits are not simply what
+    its output head gives.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -104,7 +130,25 @@ def load_policy(model: Model) -> Policy:
         attn_implementation=model.attention,
         use_safetensors=True,
     )
-    return Policy(model, network.to(device_of(model)).eval(), tokenizer)
+    network.to(device or device_of(model)).eval()
+    _check_head(model, network)
+    return Policy(model, network, tokenizer)
+
+
+@torch.no_grad()
+def _check_head(model: Model, network: Any) -> None:
+    """BadInput unless the output head is a linear layer whose result the network passes on untouched."""
+    head = network.get_output_embeddings()
+    if type(head) is not torch.nn.Linear:
+        raise BadInput(f"model.path={model.path!r}: its output head is a {type(head).__name__}, no plain linear layer")
+    probe = torch.linspace(-300.0, 300.0, 5, device=head.weight.device)
+    with _replaced(head, lambda _: probe):
+        found = network(input_ids=torch.zeros(1, 2, dtype=torch.long, device=head.weight.device), use_cache=False)
+    if not torch.equal(found.logits.float(), probe):
+        raise BadInput(
+            f"model.path={model.path!r}: {type(network).__name__} changes its output head's logits (scaled or "
+            "soft-capped), which log-probabilities in chunks do not follow"
+        )
 
 
 def device_of(model: Model) -> str:
@@ -114,43 +158,87 @@ def device_of(model: Model) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def response_distributions(network: Any, tokens: Tokens, temperature: float) -> Tensor:
-    """log π(· | prefix) at the sampling temperature, at every response position.
+Reference = Callable[[Tokens], States]
+"""Gives the hidden states at the positions that predict a response token, and the head that reads them."""
 
-    Returns ``[B, T, V]`` float32 log-probabilities, differentiable in the network's weights.
+
+def statistics(
+    policy: Policy, tokens: Tokens, temperature: float, columns: tuple[Column, ...], reference: States | None = None
+) -> dict[Column, Tensor]:
+    """What `columns` ask of π(· | prefix) at the sampling temperature; see `token_statistics`.
+
+    The output head is replaced for the time of the network's own forward pass, so that whatever is wrapped around the
+    network (an adapter, shards that must be gathered first) acts as in any other forward pass. Logits exist for
+    `model.logprob_chunk` tokens at a time, and for response tokens alone.
+
+    Returns a tensor ``[B, T]`` for each column, float32 and 0 in padding, differentiable in the network's weights.
     """
-    length = tokens.response_ids.shape[1]
-    attention = torch.cat([tokens.prompt_mask, tokens.mask.to(tokens.prompt_mask.dtype)], 1)
-    logits = network(
-        input_ids=torch.cat([tokens.prompt_ids, tokens.response_ids], 1),
-        attention_mask=attention,
-        position_ids=(attention.cumsum(1) - 1).clamp(min=0),
-        logits_to_keep=length + 1,
-        use_cache=False,
-    ).logits[:, :-1]
-    return torch.log_softmax(logits.float() / temperature, dim=-1)
-
-
-def chosen(distributions: Tensor, response_ids: Tensor) -> Tensor:
-    """Log-probabilities of the given tokens: ``[B, T, V]``, ``[B, T]`` → ``[B, T]``."""
-    return distributions.gather(2, response_ids[:, :, None]).squeeze(2)
+    mask = tokens.mask.bool()
+    settings = columns, temperature, policy.model.logprob_chunk, reference
+    found = _read(policy, tokens, lambda states: token_statistics(states, tokens.response_ids[mask], *settings))
+    table = found.new_zeros(*mask.shape, len(columns)).index_put((mask,), found)
+    return dict(zip(columns, table.unbind(2), strict=True))
 
 
 @torch.no_grad()
-def score(network: Any, reference: Any, tokens: Tokens, temperature: float, batch_size: int) -> Scores:
+def states(policy: Policy, tokens: Tokens) -> States:
+    """Hidden states at the positions that predict a response token ``[N, D]``, row by row, and the head."""
+    head = policy.network.get_output_embeddings()
+    return States(_read(policy, tokens, lambda states: states.hidden), Head(head.weight, head.bias))
+
+
+def _read(policy: Policy, tokens: Tokens, function: Callable[[States], Tensor]) -> Tensor:
+    """Run the network with `function` of the states that predict response tokens in its output head's place.
+
+    Padding is on the right, where causal attention does not look: no mask is needed.
+    """
+    ids, predicting = tokens.aligned()
+    head = policy.network.get_output_embeddings()
+    with (
+        _replaced(head, lambda hidden: function(States(hidden[predicting], Head(head.weight, head.bias)))),
+        _recomputing(policy.network),
+    ):
+        return policy.network(input_ids=ids, use_cache=False).logits
+
+
+@contextmanager
+def _recomputing(network: Any) -> Iterator[None]:
+    """Layers recompute in backward if that is enabled: transformers' only do in training mode.
+
+    The mode is set on the layers alone, not on what is in them: no dropout.
+    """
+    layers = [module for module in network.modules() if getattr(module, "gradient_checkpointing", False)]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+
+
+@contextmanager
+def _replaced(module: Any, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """`module` computes `forward` for a while; hooks on it run as ever."""
+    module.forward = forward  # of the instance, before that of its class
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+@torch.no_grad()
+def score(policy: Policy, reference: Reference, tokens: Tokens, temperature: float, batch_size: int) -> Scores:
     """Old and reference log-probabilities and what the logs need of both distributions, `batch_size` rows at a time."""
-    parts = []
-    for rows in torch.arange(len(tokens.response_ids)).split(batch_size):
+    columns: tuple[Column, ...] = ("logprobs", "ref_logprobs", "exact_kl", "forward_kl", "entropy")
+    table = torch.zeros(len(columns), *tokens.mask.shape, device=tokens.mask.device)
+    for rows in micro_batches(tokens, torch.arange(len(tokens.mask)), batch_size):
         part = tokens.rows(rows)
-        old = response_distributions(network, part, temperature)
-        ref = response_distributions(reference, part, temperature)
-        parts.append(
-            (
-                chosen(old, part.response_ids),
-                chosen(ref, part.response_ids),
-                exact_token_kl(old, ref),
-                exact_token_kl(ref, old),
-                -(old.exp() * old).sum(-1),
-            )
-        )
-    return Scores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        found = statistics(policy, part, temperature, columns, reference(part))
+        table[:, rows] = torch.stack([found[column] for column in columns])
+    return Scores(*table)
+
+
+def micro_batches(tokens: Tokens, rows: Tensor, size: int) -> tuple[Tensor, ...]:
+    """`rows` in parts of `size` sequences of similar length, so that little of a forward pass is padding."""
+    return rows[tokens.widths[rows].argsort(stable=True).cpu()].split(size)

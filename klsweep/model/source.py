@@ -7,6 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from pydantic import PositiveInt
+
 from klsweep.component import component
 from klsweep.errors import BadInput
 
@@ -17,13 +19,18 @@ _CONTENT_FILES = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_c
 
 @component
 class Model:
-    """The model node: where the base policy and the reference come from, and in which precision they run."""
+    """The model node: where the base policy and the reference come from, in which precision they run, and what is held
+    in memory: where the reference is (`klsweep.model.reference`), how many tokens' logits exist at a time, and whether
+    a layer's activations are kept for the backward pass or computed again."""
 
     path: str
     revision: str | None
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["sdpa", "eager", "flash_attention_2"]
     device: Literal["auto", "cpu", "cuda"]
+    reference: Literal["device", "offload"]
+    logprob_chunk: PositiveInt
+    gradient_checkpointing: bool
 
     @property
     def location(self) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from klsweep.config.build import Builder
+from klsweep.config.build import Builder, allowed
 from klsweep.config.compose import Composer
 from klsweep.config.grid import expand
 from klsweep.errors import BadInput
@@ -18,7 +18,7 @@ def fetch(composer: Composer, overrides: Sequence[str]) -> list[tuple[str, str |
     """
     builder, models = Builder(), dict[Model, None]()
     for cell in expand(composer, overrides, single=False).cells:
-        models[builder.node(cell.config["model"], "model", ("klsweep",))] = None
+        models[builder.node(cell.config["model"], "model", allowed(cell.config["plugins"]))] = None
     return [_fetch(model) for model in models]
 
 

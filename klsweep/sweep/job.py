@@ -12,6 +12,7 @@ import yaml
 
 from klsweep.config.build import Builder
 from klsweep.config.identity import canonical, eval_id
+from klsweep.config.plugins import plugin_hash
 from klsweep.provenance import environment, science_hash
 from klsweep.record.claims import beating
 from klsweep.record.files import Row, write_json
@@ -75,7 +76,8 @@ def _work(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate, thread
     folder = attempt.folder
     config = yaml.load(folder.config.read_text(), Loader=yaml.CSafeLoader)
     spec = Builder().run_spec(config)
-    attempt.note(eval_id=eval_id(spec))
+    plugins = plugin_hash(spec.root.plugins)
+    attempt.note(eval_id=eval_id(spec), plugin_hash=plugins)
     if not isinstance(spec.rollout, VLLM):
         release()  # an earlier run's engine in this process holds memory
     subject = Subject(**config["evaluate"]) if "evaluate" in config else None
@@ -83,6 +85,7 @@ def _work(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate, thread
     torch.set_num_threads(folder.threads() or trained.threads() or threads)  # another number might round differently
     device = device_of(spec.model)
     found = {"threads": torch.get_num_threads(), "device": device, "resumed_run_equals": RESUMED[device]}
+    found["plugin_hash"] = plugins
     write_json(folder.environment, {**environment(), **found})
     identity = canonical(spec.simplified(build_objective(*spec.objective_parts)))
     tracker = Tracker.start(

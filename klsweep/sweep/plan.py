@@ -26,6 +26,7 @@ from klsweep.config.identity import (
     run_id,
     with_neutral,
 )
+from klsweep.config.plugins import plugin_hash
 from klsweep.config.tags import Tagged, check_tags, tagged
 from klsweep.errors import BadInput
 from klsweep.objective.objective import Objective, Undefined, build_objective
@@ -310,15 +311,27 @@ def evaluation_notes(runs: list[PlannedRun], statuses: dict[str, Row]) -> list[s
             f"{len(other)} finished runs were evaluated with other settings and stay as they are "
             "(another sweep_dir trains and evaluates anew)"
         )
-    code = [statuses[run.run_id].get("science_hash") for run in runs if statuses[run.run_id]["state"] in FINISHED]
-    if older := [found for found in code if found != science_hash()]:
-        notes.append(
-            f"{len(older)} finished runs were made by other code than this ({', '.join(sorted(set(map(str, older))))})"
-        )
+    notes += _code_notes(runs, statuses)
     alone = sum("in" not in run.row["suites"].values() for run in runs)
     if alone:
         notes.append(f"{alone} runs have no suite with their task's evaluation prompts: nothing in distribution")
     return notes
+
+
+def _code_notes(runs: list[PlannedRun], statuses: dict[str, Row]) -> list[str]:
+    """How many finished runs were made by other code, of klsweep or of plugins."""
+    finished = [run for run in runs if statuses[run.run_id]["state"] in FINISHED]
+    code = [statuses[run.run_id].get("science_hash") for run in finished]
+    plugins = [(statuses[run.run_id].get("plugin_hash"), plugin_hash(run.spec.root.plugins)) for run in finished]
+    kinds = {
+        "other code": [found for found in code if found != science_hash()],
+        "other plugin code": [found for found, now in plugins if found != now],
+    }
+    return [
+        f"{len(older)} finished runs were made by {what} than this ({', '.join(sorted(set(map(str, older))))})"
+        for what, older in kinds.items()
+        if older
+    ]
 
 
 def _inert_notes(expansion: Expansion, runs: list[PlannedRun]) -> list[str]:

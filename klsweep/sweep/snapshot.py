@@ -3,13 +3,12 @@ changes nothing.
 """
 
 import hashlib
-import importlib.util
 import json
 import shutil
-import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from klsweep.config.plugins import code_files, is_installed, walk
 from klsweep.errors import BadInput
 from klsweep.provenance import PACKAGE, SOURCE_RECORD, git_state
 from klsweep.record.claims import shared_artifact
@@ -19,12 +18,13 @@ from klsweep.record.folder import SweepFolder
 def snapshot(sweep: SweepFolder, plugins: Sequence[str], allow_dirty: bool) -> Path:
     """`<sweep>/code/<hash>`: klsweep and the plugin packages outside site-packages, and the git state they had.
 
-    The hash is of the copied files. BadInput if the checkout has uncommitted changes and they are not allowed.
+    The hash is of the copied files, conf/ folders included. BadInput if a plugin cannot be imported, or the checkout
+    has uncommitted changes and they are not allowed.
     """
     git = git_state()
     if git is not None and git["diff"] + git["untracked"] and not allow_dirty:
         raise BadInput("launcher.dirty=refuse: the git tree has uncommitted changes (commit them, or dirty=record)")
-    files = dict(_files(["klsweep", *plugins]))
+    files = dict(_files(plugins))
     digest = hashlib.sha256()
     for name, file in sorted(files.items()):
         digest.update(f"{name}\n".encode() + file.read_bytes())
@@ -38,25 +38,8 @@ def snapshot(sweep: SweepFolder, plugins: Sequence[str], allow_dirty: bool) -> P
     return shared_artifact(sweep.code / digest.hexdigest()[:12], copy)
 
 
-def _files(packages: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """(name in the snapshot, file) of every file of these packages that is not installed."""
-    installed = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
-    for package in packages:
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise BadInput(f"plugins: no package {package!r}")
-        origin = PACKAGE / "__init__.py" if package == "klsweep" else Path(spec.origin).resolve()
-        if package != "klsweep" and any(origin.is_relative_to(folder) for folder in installed):
-            continue
-        root = origin.parent.parent if origin.name == "__init__.py" else origin.parent
-        found = _walk(origin.parent) if origin.name == "__init__.py" else [origin]
-        yield from ((str(file.relative_to(root)), file) for file in found)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder, through links too: conf/ and analysis/ are such in a checkout."""
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and path.name != "__pycache__":
-            yield from _walk(path)
-        elif path.is_file():
-            yield path
+def _files(plugins: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """(name in the snapshot, file) of klsweep, and of each plugin's top-level package unless it is installed."""
+    yield from ((f"klsweep/{file.relative_to(PACKAGE)}", file) for file in walk(PACKAGE))
+    for plugin in plugins:
+        yield from ((name, file) for name, file in code_files(plugin).items() if not is_installed(file))

@@ -1,13 +1,12 @@
 """One update's optimiser steps on one batch of rollouts."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from klsweep.model.policy import Scores, Tokens, chosen, response_distributions
-from klsweep.objective.kl import exact_token_kl
+from klsweep.model.logprobs import Column
+from klsweep.model.policy import Policy, Reference, Scores, micro_batches, statistics
 from klsweep.objective.objective import Objective
 from klsweep.rollout.engine import Generation
 from klsweep.training.metrics import Metrics, RatioStatistics
@@ -17,8 +16,8 @@ from klsweep.training.metrics import Metrics, RatioStatistics
 class Learner:
     """The policy, its reference and its optimiser, and how a batch is cut for them."""
 
-    network: Any
-    reference: Any
+    policy: Policy
+    reference: Reference
     optimiser: torch.optim.Optimizer
     objective: Objective
     temperature: float
@@ -36,7 +35,7 @@ class Learner:
         ratios, losses, norms = RatioStatistics(), [], []
         for rows in torch.arange(len(advantages)).chunk(self.minibatches):
             losses.append(self._accumulate(rows, generation, scores, advantages, beta, ratios))
-            norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(self.policy.network.parameters(), self.max_grad_norm)
             norms.append(norm.item())
             if not torch.isfinite(norm):
                 break
@@ -49,7 +48,7 @@ class Learner:
             "loss/kl": kl,
             "grad_norm": sum(norms) / len(norms),
             "grad_norm_max": max(norms),
-            "weights_finite": float(all(p.isfinite().all() for p in self.network.parameters())),
+            "weights_finite": float(all(p.isfinite().all() for p in self.policy.network.parameters())),
             **ratios.metrics(),
         }
 
@@ -67,10 +66,12 @@ class Learner:
         tokens = generation.tokens
         counts = objective.counts(tokens.lengths[rows])
         total = torch.zeros(2, device=advantages.device)
-        for part in rows.split(self.micro_batch_size):
+        columns: tuple[Column, ...] = ("logprobs", "exact_kl") if objective.loss_needs_distributions else ("logprobs",)
+        for part in micro_batches(tokens, rows, self.micro_batch_size):
             micro = tokens.rows(part)
-            distributions = response_distributions(self.network, micro, self.temperature)
-            logprobs = chosen(distributions, micro.response_ids)
+            reference = self.reference(micro) if objective.loss_needs_distributions else None
+            found = statistics(self.policy, micro, self.temperature, columns, reference)
+            logprobs = found["logprobs"]
             old = scores.old_logprobs[part]
             terms = objective.terms(
                 logprobs,
@@ -79,18 +80,10 @@ class Learner:
                 generation.sampler_logprobs[part],
                 advantages[part],
                 micro.mask,
-                self._exact_kl(distributions, micro),
+                found.get("exact_kl"),
             )
             share = objective.aggregate(terms, micro.lengths, counts, self.max_length)
             (share.policy + beta * share.kl).backward()
             total += torch.stack(share).detach()
             ratios.add(logprobs, old, micro.mask, objective.algorithm)
         return total
-
-    def _exact_kl(self, distributions: Tensor, micro: Tokens) -> Tensor | None:
-        """Differentiable KL of the token distributions ``[B, T]`` if the KL loss asks for it."""
-        if not self.objective.loss_needs_distributions:
-            return None
-        with torch.no_grad():
-            reference = response_distributions(self.reference, micro, self.temperature)
-        return exact_token_kl(distributions, reference)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from klsweep.config.build import RunSpec
 from klsweep.model.policy import Scores, Tokens, load_base, score
+from klsweep.model.reference import reference_of
 from klsweep.objective.objective import Objective
 from klsweep.record.folder import Attempt, RunFolder
 from klsweep.rollout.engine import Generation, Rollout
@@ -31,14 +32,14 @@ class Trainer:
         base = load_base(spec.model)
         self._spec = spec
         self._policy = base.trainable_copy()  # before any checkpoint: the reference is always the base
-        self._reference = base.network
+        self._reference = reference_of(base)
         self._optimiser = torch.optim.AdamW(
             self._policy.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
         self._sampler = spec.rollout.bind(self._policy, longest_sequence(spec, self._policy))
         self._collector = Collector(spec, self._policy, self._sampler)
         self._learner = Learner(
-            network=self._policy.network,
+            policy=self._policy,
             reference=self._reference,
             optimiser=self._optimiser,
             objective=objective,
@@ -67,7 +68,7 @@ class Trainer:
         """What the policy and the reference say of a batch's tokens before its update, while the sampler rests."""
         self._sampler.rest()
         temperature, rows = self._spec.rollout.temperature, self._spec.train.micro_batch_size
-        return score(self._policy.network, self._reference, tokens, temperature, rows)
+        return score(self._policy, self._reference, tokens, temperature, rows)
 
     def update(self, generation: Generation, scores: Scores, advantages: Tensor, beta: float, lr: float) -> Metrics:
         """See `Learner.update`; the sampler then samples from the new weights."""
@@ -86,9 +87,7 @@ class Trainer:
             self._sampler,
             self._policy,
             settings,
-            lambda tokens: score(
-                self._policy.network, self._reference, tokens, settings.temperature, settings.batch_size
-            ),
+            lambda tokens: score(self._policy, self._reference, tokens, settings.temperature, settings.batch_size),
         )
 
     def load(self, attempt: Attempt) -> checkpoint.State:

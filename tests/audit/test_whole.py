@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from klsweep.audit.transformer import Subject, _comparison, transformer_table
 from klsweep.audit.whole import task_rewards, whole_table
 from klsweep.cli import main
 from klsweep.config.compose import composer
-from klsweep.model.policy import load_policy
+from klsweep.model.policy import load_policy, states
 from klsweep.terminal import markdown_grid, print_grid
 from tests.conftest import small_spec
+from tests.plain import chosen, response_distributions
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TINY = instance(length=2, vocabulary=2)
@@ -118,10 +120,10 @@ def drifted():
 
     spec = small_spec("placement=none")
     policy = load_policy(spec.model)
-    network, reference = policy.network, load_policy(spec.model).network.requires_grad_(False)
+    reference = load_policy(spec.model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in network.parameters():
+        for parameter in policy.network.parameters():
             parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
     sampler, items = spec.rollout.bind(policy, longest=64), spec.task.train_items()
     batches = []
@@ -129,7 +131,7 @@ def drifted():
         texts = [items[i].prompt for i in range(4 * index, 4 * index + 4)]
         draws = uniforms(0, Stream.AUDIT, index, range(4), 16, spec.task.max_response_tokens)
         batches.append(sampler.generate(policy.encode(texts), 16, draws, 1.0, 1.0).tokens)
-    return Subject(network, reference, 1.0, spec.task.max_response_tokens, batches)
+    return Subject(policy, partial(states, reference), 1.0, spec.task.max_response_tokens, batches)
 
 
 def test_a_real_policy_against_its_reference(drifted):
@@ -172,17 +174,16 @@ def test_degenerate_tables_have_no_scale():
 def test_the_gradient_on_a_network_is_that_of_the_loss_itself(drifted):
     """k3 in the loss: the audit's way through coefficients against plain backpropagation of Σ k3/B."""
     from klsweep.audit.transformer import _gradients, _Scored
-    from klsweep.model.policy import chosen, response_distributions
     from klsweep.objective.regulariser import Betas
 
     (case,) = found(["estimator=k3", "placement=loss"])
     tokens = drifted.batches[0]
     (found_gradient,) = _gradients(drifted, [_Scored.of(drifted, tokens)], case.objective, Betas(1.0, 1.0))
-    log_p = chosen(response_distributions(drifted.network, tokens, 1.0), tokens.response_ids)
-    log_q = chosen(response_distributions(drifted.reference, tokens, 1.0), tokens.response_ids)
+    log_p = chosen(response_distributions(drifted.policy.network, tokens, 1.0), tokens.response_ids)
+    log_q = chosen(response_distributions(load_policy(drifted.policy.model).network, tokens, 1.0), tokens.response_ids)
     ell = (log_p - log_q) * tokens.mask
     loss = (torch.expm1(-ell) + ell).sum() / len(ell)
-    expected = torch.autograd.grad(loss, list(drifted.network.parameters()))
+    expected = torch.autograd.grad(loss, list(drifted.policy.network.parameters()))
     expected = torch.cat([part.flatten() for part in expected])
     assert torch.allclose(found_gradient, expected, atol=1e-6, rtol=1e-4)
 

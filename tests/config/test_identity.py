@@ -77,6 +77,7 @@ def test_operational_fields_do_not_enter_the_id():
     changes = ["name=x", "sweep_dir=elsewhere", "launcher.threads=2", "wandb.project=p", "eval.samples_per_prompt=8"]
     changes += ["train.checkpoint_seconds=0", "train.micro_batch_size=3", "rollout.batch_size=5"]
     changes += ["model.attention=eager", "model.device=cpu", "plugins=[json]"]
+    changes += ["model.reference=offload", "model.logprob_chunk=7", "model.gradient_checkpointing=true"]
     assert planned(*changes).runs[0].run_id == planned().runs[0].run_id
 
 

@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from klsweep.model.policy import Policy, Scores, load_base, score
+from klsweep.model.policy import Policy, Scores, load_base, score, states
 from klsweep.rollout.engine import Generation
 from klsweep.rollout.hf import HF
 from klsweep.rollout.random import Stream, uniforms
@@ -51,7 +52,7 @@ def record(folder: Path) -> Batch:
     )
     answers = zip(repeated(asked, GROUP), old.decode(generation.tokens.response_ids), strict=True)
     rewards = torch.tensor([float(task.grade(item, text).correct) for (task, item), text in answers])
-    scores = score(old.network, base.network, generation.tokens, TEMPERATURE, 64)
+    scores = score(old, partial(states, base), generation.tokens, TEMPERATURE, 64)
     for name, policy in {"base": base, "old": old, "new": new}.items():
         policy.network.save_pretrained(folder / name)
         policy.tokenizer.save_pretrained(folder / name)

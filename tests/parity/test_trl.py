@@ -2,11 +2,13 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from klsweep.model.policy import states
 from klsweep.objective.objective import Objective, build_objective
 from klsweep.training.step import Learner
 from tests.conftest import planned
@@ -48,8 +50,8 @@ def ours(batch: Batch, preset: str, policy: str) -> tuple[torch.Tensor, float, d
         lambda *_: gradient.update({name: p.grad.clone() for name, p in network.named_parameters()})
     )
     learner = Learner(
-        network=network,
-        reference=batch.base.network,
+        policy=getattr(batch, policy),
+        reference=partial(states, batch.base),
         optimiser=optimiser,
         objective=objective,
         temperature=TEMPERATURE,

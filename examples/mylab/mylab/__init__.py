@@ -1,0 +1,1 @@
+"""A lab's own package, outside klsweep: `mylab.rl` is its plugin."""

@@ -1,0 +1,1 @@
+"""What this lab adds to klsweep (`plugins=[mylab.rl]`): an estimator, a reward, a task, and their conf/."""

@@ -90,13 +90,13 @@ def in_tmp(tmp_path, monkeypatch):
     return tmp_path
 
 
-def planned(*overrides: str, single: bool = False):
+def planned(*overrides: str, single: bool = False, outline: bool = False):
     """The plan of a command line; small and silent unless told otherwise."""
     from klsweep.config.compose import composer
     from klsweep.sweep.plan import make_plan
 
     with composer() as session:
-        return make_plan(session, ["wandb.mode=disabled", *overrides], single)
+        return make_plan(session, ["wandb.mode=disabled", *overrides], single, outline)
 
 
 SMALL = ("train.prompts_per_update=4", "algorithm.group_size=4", "task.train_prompts=64")

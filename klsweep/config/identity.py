@@ -250,8 +250,8 @@ def cell_id(flat: Canonical) -> str:
 
 
 def with_neutral(flat: Canonical) -> Canonical:
-    """The canonical form and, of the nodes in it, the fields that are absent because their value is neutral."""
-    return {key: value for key, value in NEUTRAL.items() if key.split(".")[0] in flat} | flat
+    """The canonical form and, of the nodes in it, what is absent because its value is neutral."""
+    return {key: value for key, value in NEUTRAL.items() if "." not in key or key.split(".")[0] in flat} | flat
 
 
 def eval_fields(spec: RunSpec) -> Canonical:

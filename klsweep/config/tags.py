@@ -1,7 +1,8 @@
 """Where an experiment's values come from: its `values` node, held against the fields that decide its results.
 
 `values` maps a key to a tag and, after a comma, a note: `train.lr: assumed, the paper's is not known to us`. A key
-covers the fields below it unless they have a tag of their own. Tags are no part of a run, and enter no id.
+covers the fields below it unless they have a tag of their own; a part of it that is `*` stands for any one name. Tags
+are no part of a run, and enter no id.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from klsweep.config.compose import check_key
-from klsweep.config.identity import covers
 from klsweep.errors import BadInput
 
 TAGS = ("paper", "inferred", "assumed")
@@ -27,14 +27,14 @@ class Tagged:
     fields: dict[str, list[Any]]
 
 
-def check_tags(tags: Any, configs: Sequence[dict[str, Any]]) -> None:
-    """BadInput for a tag that is none of `TAGS`, or a key that no cell has."""
+def check_tags(tags: Any, overridden: Collection[str], configs: Sequence[dict[str, Any]]) -> None:
+    """BadInput for a tag that is none of `TAGS`, or a key that no cell has and that no overridden key took away."""
     if not isinstance(tags, Mapping):
         raise BadInput(f"values={tags!r}: expected a mapping from key to tag")
     for key, text in tags.items():
         if not isinstance(text, str) or _split(text)[0] not in TAGS:
             raise BadInput(f"values.{key}={text!r}: expected one of {', '.join(TAGS)}, then a comma and a note, if any")
-        if not any(_has(config, key) for config in configs):
+        if not any(_has(config, key) for config in configs) and _longest(overridden, key) is None:
             try:
                 check_key(configs[0], key)
             except BadInput as error:
@@ -71,12 +71,18 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _longest(keys: Iterable[str], field: str) -> str | None:
-    return max((key for key in keys if covers((key,), field)), key=len, default=None)
+    """The key of most parts that covers a field; of two, the one that names more of them."""
+    return max((key for key in keys if _covers(key, field)), key=lambda k: (k.count("."), -k.count("*")), default=None)
+
+
+def _covers(key: str, field: str) -> bool:
+    wanted, parts = key.split("."), field.split(".")
+    return len(wanted) <= len(parts) and all(w in ("*", p) for w, p in zip(wanted, parts, strict=False))
 
 
 def _has(config: Any, key: str) -> bool:
-    for part in key.split("."):
-        if not isinstance(config, dict) or part not in config:
-            return False
-        config = config[part]
-    return True
+    first, _, rest = key.partition(".")
+    if not isinstance(config, dict):
+        return False
+    children = [child for name, child in config.items() if first in ("*", name)]
+    return bool(children) and (not rest or any(_has(child, rest) for child in children))

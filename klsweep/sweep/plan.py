@@ -160,10 +160,10 @@ def check_engines(specs: Iterable[RunSpec]) -> None:
 
 def _values(expansion: Expansion, overrides: list[str], runs: list[PlannedRun]) -> list[Tagged]:
     """Where the values of the runs come from, if the experiment says so."""
-    check_tags(expansion.values, [cell.config for cell in expansion.cells])
+    overridden = {override.key_or_group for override in parse_overrides(overrides)}
+    check_tags(expansion.values, overridden, [cell.config for cell in expansion.cells])
     if not expansion.values:
         return []
-    overridden = {override.key_or_group for override in parse_overrides(overrides)}
     return tagged(expansion.values, overridden, [with_neutral(r.canonical) | eval_fields(r.spec) for r in runs])
 
 

@@ -21,6 +21,7 @@ from klsweep.sweep.status import sweep_status
 from klsweep.terminal import console
 
 if TYPE_CHECKING:
+    from klsweep.config.tags import Tagged
     from klsweep.sweep.cost import Cost
     from klsweep.sweep.doctor import Check
     from klsweep.sweep.plan import Plan, PlannedRun
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 SHOWN_ROWS = 40
 WATCH_SECONDS = 2.0
+EXCERPT = 48  # characters
 
 
 def print_status(status: dict[str, Any]) -> None:
@@ -139,8 +141,22 @@ def print_values(plan: Plan) -> None:
     out.print(f"  values: {', '.join(f'{count} {tag}' for tag, count in counts.items())}")
     for entry in plan.values:
         if entry.tag != "paper":
-            fields = " ".join(f"{name}={','.join(map(str, values))}" for name, values in entry.fields.items())
-            out.print(f"    {entry.tag} {fields}{': ' if entry.note else ''}{entry.note}")
+            out.print(f"    {entry.tag} {_fields(entry)}{': ' if entry.note else ''}{entry.note}")
+
+
+def _fields(entry: Tagged) -> str:
+    """What a tag covers, in a line: a key with a star and the values found under it, or each field with its values."""
+    fields = entry.fields
+    if "*" in entry.key:
+        fields = {entry.key: [value for values in fields.values() for value in values]}
+    shown = {name: dict.fromkeys(map(_excerpt, values)) for name, values in fields.items()}
+    return " ".join(f"{name}={','.join(values)}" for name, values in shown.items())
+
+
+def _excerpt(value: Any) -> str:
+    """A value in a line; of a long text, how it begins."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= EXCERPT else f"{text[:EXCERPT]}…"
 
 
 def print_notes(plan: Plan) -> None:

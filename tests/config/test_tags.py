@@ -18,6 +18,8 @@ values:
   train.minibatches: paper
   kl.coef: paper
   eval: assumed
+  eval.suites.*.seed: paper
+  eval.suites.*.operation: assumed, all that the base knows
 """
 
 
@@ -45,12 +47,20 @@ def test_the_longest_key_that_covers_a_field_tags_it():
     }
 
 
+def test_a_star_stands_for_one_name_and_a_name_goes_before_it():
+    tags = {"s": "paper", "s.*.t": "assumed", "s.x.t": "inferred", "s.*": "paper"}
+    cell = {"s": 0, "s.x": 1, "s.x.t": 2, "s.y.t": 3, "s.y.t.u": 4, "s.t": 5}
+    found = {entry.key: list(entry.fields) for entry in tagged(tags, [], [cell])}
+    assert found == {"s": ["s"], "s.*": ["s.x", "s.t"], "s.x.t": ["s.x.t"], "s.*.t": ["s.y.t", "s.y.t.u"]}
+
+
 def test_a_plan_has_every_field_that_decides_its_results_once(mine, capsys):
     plan = plan_json(capsys, "train.lr=0.1")
     tags = {field: entry["tag"] for entry in plan["values"] for field in entry["fields"]}
     assert len(tags) == sum(len(entry["fields"]) for entry in plan["values"])
     assert tags["algorithm"] == tags["algorithm.aggregation"] == tags["train.minibatches"] == "paper"
     assert (tags["algorithm.group_size"], tags["train.lr"], tags["seed"]) == ("assumed", "given", "untagged")
+    assert tags["eval.suites.add.seed"] == "paper"
     assert tags["eval.temperature"] == tags["eval.suites.sort.operation"] == "assumed"
     assert not {"kl", "train", "eval", "train.micro_batch_size", "eval.batch_size"} & set(tags)
     fields = {field for run in plan["runs"] for field in run["fields"]} | {"seed", "kl.coef"}
@@ -63,6 +73,7 @@ def test_a_plan_prints_what_is_not_the_papers(mine, capsys):
     assert main(["plan", "--config-dir", ".", "experiment=mine", "algorithm.aggregation=fixed"]) == 0
     out = capsys.readouterr().out
     assert "    assumed algorithm.group_size=8: eight, as ever\n" in out
+    assert "    assumed eval.suites.*.operation=add,subtract,reverse,max,sort: all that the base knows\n" in out
     assert "    inferred train.lr=0.0005: from a plot: its legend\n" in out
     assert "    given algorithm.aggregation=fixed\n" in out
     assert "paper algorithm" not in out
@@ -87,6 +98,7 @@ def test_tags_enter_no_id(mine):
         ("{train.lr: 3}", "values.train.lr=3: expected one of paper"),
         ("3", "values=3: expected a mapping"),
         ("{train.rate: paper}", "values.train.rate: unknown key (keys of train: updates"),
+        ("{eval.suites.*.word: paper}", "values.eval.suites.*.word: unknown key (keys of eval.suites"),
         ("{nothing: paper}", "values.nothing: unknown key"),
     ],
 )

@@ -1,10 +1,11 @@
-"""Commands on trained weights: eval."""
+"""Commands on trained weights: eval, export."""
 
 import argparse
 import json
 from pathlib import Path
 
 from klsweep.commands.parser import FAILED, OK, Commands
+from klsweep.commands.runs import existing_run
 from klsweep.commands.sweeps import conclude
 
 
@@ -19,6 +20,11 @@ def declare(commands: Commands) -> None:
     sub.add_argument("--plan", action="store_true", help="show what would be evaluated, without doing it")
     sub.add_argument("--json", action="store_true", help="with --plan: print it as JSON")
     sub.add_argument("--wait", action="store_true", help="launcher=slurm: follow the runs until they have ended")
+    text = "write a run's weights as a folder that transformers loads, and check it against the trained network"
+    sub = commands.on_run("export", _export, text)
+    sub.add_argument("folder", type=Path, help="the folder to write")
+    sub.add_argument("--update", type=int, metavar="N", help="of an earlier update that was kept; default: the last")
+    sub.add_argument("--overwrite", action="store_true", help="replace a folder that was exported before")
 
 
 def _eval(options: argparse.Namespace) -> int:
@@ -39,3 +45,13 @@ def _eval(options: argparse.Namespace) -> int:
             ended = conclude(plan.folder, run_plan(plan), [run.run_id for run in plan.runs], options.wait)
             failed = failed or ended != OK
     return FAILED if failed else OK
+
+
+def _export(options: argparse.Namespace) -> int:
+    from klsweep.sweep.export import export
+
+    verdict = export(existing_run(options.run), options.update, options.folder, options.overwrite)
+    found = f"largest difference of a log-probability {verdict.largest:g} nats, allowed {verdict.allowed:g}"
+    what = f"{verdict.tokens} tokens of {verdict.sequences} recorded responses read again: {found}"
+    print(f"{options.folder}: {'verified' if verdict.passed else 'NOT WHAT WAS TRAINED'}: {what}")
+    return OK if verdict.passed else FAILED

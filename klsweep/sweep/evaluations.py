@@ -21,12 +21,13 @@ from klsweep.config.grid import Exclusion, expand, with_values
 from klsweep.config.identity import canonical, eval_id, is_scientific
 from klsweep.errors import BadInput
 from klsweep.objective.objective import build_objective
-from klsweep.record.files import Row
+from klsweep.record.files import Row, read_json
 from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
 from klsweep.sweep.plan import AXES, Plan, PlannedRun, check_engines, evaluation_notes, suite_roles, where
 from klsweep.sweep.status import observe
 
 WHICH = ("last", "all")
+RECORD = "klsweep.json"  # in an exported folder: which run its weights are of
 CHANGEABLE = ("eval", "rollout", "launcher", "wandb")
 # Responses are sampled for the evaluation alone: how rollouts are sampled is how it samples.
 MEANT = {"rollout.temperature": "eval.temperature", "rollout.top_p": "eval.top_p"}
@@ -75,8 +76,10 @@ def plan_evaluations(composer: Composer, target: Path, overrides: Sequence[str])
     if not found:
         reasons = "; ".join(sorted({exclusion.reason for exclusion in left_out})) or "its sweep has no such run"
         raise BadInput(f"{target}: nothing to evaluate ({reasons})")
-    if found[0].run is None:
-        parsed = [override for override in parsed if override.key_or_group.split(".")[0] in CHANGEABLE]
+    if found[0].run is None:  # the others have been composed, but for those that say where
+        composed = not (target / RECORD).exists()
+        parsed = [o for o in parsed if o.key_or_group.split(".")[0] in CHANGEABLE or not composed]
+        parsed = [o for o in parsed if o.key_or_group != "sweep_dir"]
     points = list(_changes(composer, parsed))
     return [plan for point in points for plan in _plans(sweep, found, left_out, point, list(overrides))]
 
@@ -101,6 +104,9 @@ def _found(
     if (run := RunFolder(target.resolve())).config.exists():
         rows = [row for row in run.sweep.plan() if row["run_id"] == run.run_id]
         return run.sweep, *_kept(run.sweep, rows, which)
+    if (record := read_json(target / RECORD)) is not None:
+        place, weights = _exported(target, record, parsed)
+        return place, [weights], []
     if (target / "config.json").exists():
         place, weights = _model_folder(composer, target, parsed)
         return place, [weights], []
@@ -114,19 +120,32 @@ def _kept(sweep: SweepFolder, rows: Sequence[Row], which: str) -> tuple[list[Wei
         run = sweep.run(row["run_id"])
         if "evaluates" in row:
             raise BadInput(f"{sweep.path}: is an evaluation itself (evaluate the sweep {sweep.evaluated.path})")
-        state, updates = run.status()["state"], row["updates"]
-        milestones = {int(path.name.rpartition("-")[2]): path for path in run.path.glob("models/update-*")}
-        last = state == "done" and (run.checkpointed() == updates or updates in milestones)
-        chosen = [update for update in milestones if which == "all" and state in FINISHED and update != updates]
+        state, updates, there = run.status()["state"], row["updates"], available(run)
+        last = state == "done" and updates in there
+        milestones = sorted(update for update in there if there[update] is not None and update != updates)
         if not last:
             why = {"done": "done, but no checkpoint is left", "diverged": "diverged: its last weights are not kept"}
             left_out.append(Exclusion({"run_id": run.run_id}, why.get(state, f"{state}: not finished")))
-        chosen = sorted(chosen) + ([updates] if last else [])
+        chosen = (milestones if which == "all" and state in FINISHED else []) + ([updates] if last else [])
         config = yaml.load(run.config.read_text(), Loader=yaml.CSafeLoader) if chosen else {}
-        for update in chosen:
-            kept_there = update == updates and run.checkpointed() == updates
-            found.append(Weights(config, row, run, None if kept_there else milestones[update], update))
+        found += [Weights(config, row, run, there[update], update) for update in chosen]
     return found, left_out
+
+
+def available(run: RunFolder) -> dict[int, Path | None]:
+    """By update, the weights that a run has kept: a milestone's folder, None for those of its last checkpoint."""
+    there: dict[int, Path | None] = {
+        int(path.name.rpartition("-")[2]): path for path in run.path.glob("models/update-*")
+    }
+    return {**there, last: None} if (last := run.checkpointed()) else there
+
+
+def _exported(target: Path, record: dict[str, Any], parsed: Sequence[Override]) -> tuple[SweepFolder, Weights]:
+    """An exported folder, which says what it is: evaluated as the run is that it comes from."""
+    row = {**record["row"], "run_id": f"{target.resolve().name}-{record['row']['run_id']}"}
+    places = [str(override.value()) for override in parsed if override.key_or_group == "sweep_dir"]
+    sweep = SweepFolder(Path(places[0] if places else f"sweeps/{target.resolve().name}"))
+    return sweep, Weights(record["config"], row, None, target, record["update"])
 
 
 def _model_folder(composer: Composer, target: Path, parsed: Sequence[Override]) -> tuple[SweepFolder, Weights]:

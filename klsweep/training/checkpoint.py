@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from klsweep.model.policy import Tokens
+from klsweep.model.policy import Policy, Tokens
 from klsweep.record.files import read_json, write_json
 from klsweep.record.folder import Attempt, RunFolder
 from klsweep.rollout.engine import Generation, Rollout
@@ -138,16 +138,21 @@ def keep_weights_only(attempt: Attempt) -> None:
             path.unlink()
 
 
-def save_milestone(attempt: Attempt, update: int, network: Any, tokenizer: Any) -> None:
+def save_milestone(attempt: Attempt, update: int, policy: Policy) -> None:
     """Write models/update-NNNNNN: weights and tokenizer in the Hugging Face format. It stays."""
     attempt.check()
     models = attempt.folder.path / "models"
     models.mkdir(exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=models, prefix=".writing."))
-    network.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
+    write_model(temporary, policy)
     attempt.check()
     _replace(temporary, models / f"update-{update:06d}")
+
+
+def write_model(folder: Path, policy: Policy) -> None:
+    """Write weights, generation config and tokenizer with its chat template into a folder, in HF format."""
+    policy.network.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
 
 
 def _write(attempt: Attempt, target: Path, files: Mapping[str, dict[str, Tensor]], content: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from klsweep.config.build import RunSpec
-from klsweep.model.policy import Scores, Tokens, load_base, score
+from klsweep.model.policy import Policy, Scores, Tokens, load_base, score
 from klsweep.model.reference import reference_of
 from klsweep.objective.objective import Objective
 from klsweep.record.folder import Attempt, RunFolder
@@ -54,6 +54,11 @@ class Trainer:
     def device(self) -> Any:
         """Where batches live."""
         return self._policy.network.device
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that is trained."""
+        return self._policy
 
     @property
     def repeats_itself(self) -> bool:
@@ -110,6 +115,10 @@ class Trainer:
         """See `save_checkpoint`."""
         checkpoint.save_checkpoint(attempt, state, self._policy.network, self._optimiser)
 
+    def write_model(self, folder: Path) -> None:
+        """See `checkpoint.write_model`."""
+        checkpoint.write_model(folder, self._policy)
+
     def save_milestone(self, attempt: Attempt, update: int) -> None:
         """See `checkpoint.save_milestone`."""
-        checkpoint.save_milestone(attempt, update, self._policy.network, self._policy.tokenizer)
+        checkpoint.save_milestone(attempt, update, self._policy)

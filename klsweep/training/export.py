@@ -1,0 +1,101 @@
+"""A folder in Hugging Face format of trained weights, and the proof that it is the network that was trained."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from klsweep.config.build import RunSpec
+from klsweep.model.policy import Policy, Tokens
+from klsweep.objective.objective import build_objective
+from klsweep.record.files import read_rows
+from klsweep.record.folder import RunFolder
+from klsweep.rollout.hf import HF, left_padded
+from klsweep.training.trainer import Trainer
+
+PROBES = 4  # recorded items of each suite whose log-probabilities are compared
+LONGEST = 512  # tokens of a recorded response that are compared
+
+
+class Verdict(NamedTuple):
+    """What reading an exported folder again showed; `largest` is the largest difference of a token's log-probability.
+
+    In nats; more than `allowed` means that the folder is not what was trained.
+    """
+
+    sequences: int
+    tokens: int
+    largest: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.largest <= self.allowed  # not so for NaN
+
+
+def export_weights(spec: RunSpec, run: RunFolder, update: int, milestone: Path | None, target: Path) -> Verdict:
+    """Write the weights that `run` has kept after `update` to `target`, and compare what can be read from it.
+
+    They are in `milestone`, in HF format, else in the run's last checkpoint. FileNotFoundError if they are damaged.
+    """
+    trained = _trainer(spec)
+    if milestone is not None:
+        trained.load_model(milestone)
+    else:
+        trained.load_weights(run, update)
+    tokens = _probes(spec, run, trained.policy)
+    before = trained.score(tokens).old_logprobs
+    trained.policy.network.generation_config.update(**_generation(spec, trained.policy))
+    trained.write_model(target)
+    del trained
+    written = dataclasses.replace(spec.model, path=str(target), revision=None)
+    after = _trainer(dataclasses.replace(spec, model=written)).score(tokens).old_logprobs
+    return _verdict(before, after, tokens)
+
+
+def _trainer(spec: RunSpec) -> Trainer:
+    """What scores a run's tokens; responses are not sampled, so no other engine is started."""
+    rollout = HF(temperature=spec.rollout.temperature, top_p=spec.rollout.top_p, batch_size=spec.eval.batch_size)
+    plain = dataclasses.replace(spec, rollout=rollout)
+    return Trainer(plain, build_objective(*spec.objective_parts))
+
+
+def _generation(spec: RunSpec, policy: Policy) -> dict[str, object]:
+    """How the policy was sampled, as a generation config says it."""
+    return {
+        "do_sample": True,
+        "temperature": spec.rollout.temperature,
+        "top_p": spec.rollout.top_p,
+        "max_new_tokens": spec.task.max_response_tokens,
+        "eos_token_id": list(policy.stop_ids),
+        "pad_token_id": policy.tokenizer.pad_token_id,
+    }
+
+
+def _probes(spec: RunSpec, run: RunFolder, policy: Policy) -> Tokens:
+    """Prompts of the evaluation and the responses that are on record for them."""
+    prompts, texts = zip(*_recorded(spec, run), strict=True)
+    encoded = [policy.tokenizer(text, add_special_tokens=False)["input_ids"][:LONGEST] for text in texts]
+    responses = [[*ids, policy.stop_ids[0]] for ids in encoded]
+    ids, mask = left_padded(policy.encode(prompts), policy.tokenizer.pad_token_id)
+    width = max(map(len, responses))
+    padded = [response + [policy.tokenizer.pad_token_id] * (width - len(response)) for response in responses]
+    real = [[1.0] * len(response) + [0.0] * (width - len(response)) for response in responses]
+    tensors = ids, mask, torch.tensor(padded), torch.tensor(real)
+    return Tokens(*(tensor.to(policy.network.device) for tensor in tensors))
+
+
+def _recorded(spec: RunSpec, run: RunFolder) -> Iterator[tuple[str, str]]:
+    for name, suite in spec.eval.suites.items():
+        rows = list(read_rows(run.evaluations / f"{name}.jsonl"))[-len(suite.eval_items()) :]
+        for item, row in list(zip(suite.eval_items(), rows, strict=False))[:PROBES]:
+            yield item.prompt, row["greedy_response"]
+
+
+def _verdict(before: Tensor, after: Tensor, tokens: Tokens) -> Verdict:
+    apart = torch.where(tokens.mask.bool(), (after - before).abs(), 0.0)
+    exact = before.device.type == "cpu"
+    return Verdict(len(before), int(tokens.mask.sum()), apart.max().item(), 0.0 if exact else 1e-4)

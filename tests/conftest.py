@@ -90,6 +90,33 @@ def in_tmp(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def hub_files(tmp_path_factory):
+    """What the `hub` fixture offers, to be left as it is."""
+    from tests.hub import fill, use
+
+    home = tmp_path_factory.mktemp("hf")
+    with pytest.MonkeyPatch.context() as patch:
+        use(home, patch)
+        fill(home)
+    return home
+
+
+@pytest.fixture
+def hub(hub_files, monkeypatch):
+    """A Hugging Face cache in which everything lies that the shipped configurations name, small and invented."""
+    from klsweep.model import source as model
+    from klsweep.tasks import base, choice, data
+    from tests.hub import use
+
+    use(hub_files, monkeypatch)
+    yield hub_files
+    for cached in (model._hub_commit, model._tokenizer_template, base.fingerprint, base.shared_prompts):
+        cached.cache_clear()
+    for cached in (data._split, choice._rows):
+        cached.cache_clear()
+
+
 def planned(*overrides: str, single: bool = False, outline: bool = False):
     """The plan of a command line; small and silent unless told otherwise."""
     from klsweep.config.compose import composer

@@ -129,7 +129,9 @@ class Builder:
         if not issubclass(cls, base) or cls is base:
             raise BadInput(f"{path}._target_={target!r}: not a choice of {path} (a subclass of {BASES[path]})")
         built = self._component(cls, values, f"{path}.")
-        inert = {name: None for name in values if name not in used_fields(cls)}
+        if (function := getattr(built, "foreign_code", None)) is not None:
+            check_function(function, path, allowed)
+        inert = {name: None for name in values if name not in used_fields(cls)} if path in BASES else {}
         return dataclasses.replace(built, **inert) if inert else built
 
     def _child(self, value: Any, path: str, allowed: tuple[str, ...]) -> Any:
@@ -172,6 +174,17 @@ def find_target(target: Any, path: str, allowed: tuple[str, ...]) -> type:
     if not dataclasses.is_dataclass(cls):
         raise BadInput(f"{path}={target!r}: not a component class")
     return cls  # pyright: ignore[reportReturnType]
+
+
+def check_function(target: str, path: str, allowed: tuple[str, ...]) -> None:
+    """BadInput for a function that does not exist, or outside klsweep and the allow-listed packages."""
+    module, _, name = target.partition(":")
+    if not is_within(module, allowed):
+        names = ", ".join(allowed)
+        raise BadInput(f"{path}: {target!r}: only functions in {names} are called (plugins=[…] allows more)")
+    function = getattr(import_plugin(module, f"{path}: {target!r}"), name, None)
+    if not callable(function):
+        raise BadInput(f"{path}: {target!r}: not a function")
 
 
 def one_line(error: ValidationError, cls: type, prefix: str) -> str:

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, OverrideType, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from klsweep.config.plugins import conf_folder
 from klsweep.errors import BadInput
@@ -181,6 +181,8 @@ def resolve(config: dict[str, Any]) -> dict[str, Any]:
     tree: DictConfig = OmegaConf.create(config)
     try:
         plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise BadInput(f"{error.full_key}: has no default: give it a value") from error
     except OmegaConfBaseException as error:
         raise BadInput(" ".join(str(error).split())) from error
     assert isinstance(plain, dict)

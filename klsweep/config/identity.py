@@ -17,6 +17,7 @@ from klsweep.config.build import NODES, RunSpec
 from klsweep.config.plugins import plugin_hash
 from klsweep.provenance import science_hash
 from klsweep.tasks.base import fingerprint
+from klsweep.tasks.source import Source
 
 if TYPE_CHECKING:
     from klsweep.objective.clip import Clip, Half
@@ -62,6 +63,8 @@ OPERATIONAL = (
     "model.reference",
     "model.logprob_chunk",
     "model.gradient_checkpointing",
+    "task.source",  # the data are scientific, see `canonical`; where they come from is not
+    "task.eval_source",
 )
 # Values that change nothing. They are left out of the identity, so a field that is added together with its neutral
 # value leaves every earlier id as it was.
@@ -79,6 +82,9 @@ NEUTRAL: Mapping[str, Any] = {
     "correction": "NoCorrection",
     "rollout.top_p": 1.0,
 }
+
+# Fields of the `eval` node that do not change what an evaluation finds.
+NOT_EVALUATION = ("eval.batch_size", "eval.every", "eval.in_distribution")
 
 HALVES: tuple[Half, ...] = ("reward", "loss")
 
@@ -111,6 +117,7 @@ def canonical(spec: RunSpec, read: bool = True) -> Canonical:
     flat = {key: value for key, value in flat.items() if is_scientific(key)}
     flat["model.content"] = spec.model.content() if read else spec.model.path
     if read:
+        flat.update(_template(spec))
         flat["task.data"] = fingerprint(spec.task)
     flat = _without_inert(flat, spec)
     return {k: v for k, v in sorted(flat.items()) if k not in NEUTRAL or NEUTRAL[k] != v}
@@ -123,6 +130,8 @@ def _flatten(component: Any, path: str) -> Canonical:
     flat: Canonical = {path: tag}
     for field in dataclasses.fields(component):
         value = getattr(component, field.name)
+        if isinstance(value, Source):
+            continue  # data are known by their fingerprint, not by where they lay
         if dataclasses.is_dataclass(value):
             flat.update(_flatten(value, f"{path}.{field.name}"))
         elif isinstance(value, dict):
@@ -257,13 +266,19 @@ def with_neutral(flat: Canonical) -> Canonical:
 def eval_fields(spec: RunSpec) -> Canonical:
     """The settings of the evaluation that decide its results."""
     flat = _flatten(spec.eval, "eval")
-    return {key: value for key, value in flat.items() if key not in ("eval.batch_size", "eval.every")}
+    return {key: value for key, value in flat.items() if key not in NOT_EVALUATION}
 
 
 def eval_id(spec: RunSpec) -> str:
     """Id of an evaluation: its settings and the prompts it asks. Results with different ids are not comparable."""
     data = {name: fingerprint(suite) for name, suite in spec.eval.suites.items()}
-    return _id("e", {**eval_fields(spec), **data})
+    return _id("e", {**eval_fields(spec), **_template(spec), **data})
+
+
+def _template(spec: RunSpec) -> Canonical:
+    """How the model is asked, if in a chat template."""
+    asked = {"model.template": spec.model.template_id(), "model.system": spec.model.system}
+    return {key: value for key, value in asked.items() if value is not None}
 
 
 def base_eval_id(spec: RunSpec) -> str:

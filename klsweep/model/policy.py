@@ -14,6 +14,8 @@ from klsweep.errors import BadInput
 from klsweep.model.logprobs import Column, Head, States, token_statistics
 from klsweep.model.source import Model
 
+TEMPLATE_DATE = "26 Jul 2024"  # for templates that print today's (Llama's own default): runs are no matter of the day
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -83,8 +85,27 @@ class Policy:
         return getattr(self.network.config, "max_position_embeddings", None)
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each prompt, as the policy is asked it."""
-        return self.tokenizer(list(prompts))["input_ids"]
+        """The tokens of each prompt, as the policy is asked it: in its chat template, if it has one."""
+        template = self.model.template_text()
+        if template is None:
+            return self.tokenizer(list(prompts))["input_ids"]
+        system = [] if self.model.system is None else [{"role": "system", "content": self.model.system}]
+        texts = [
+            self.tokenizer.apply_chat_template(
+                [*system, {"role": "user", "content": prompt}],
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=True,
+                date_string=TEMPLATE_DATE,
+            )
+            for prompt in prompts
+        ]
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # a template writes its own BOS
+
+    def encode_answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text as a whole response: after a space, unless a chat template sets responses apart."""
+        lead = "" if self.model.template is not None else " "
+        return self.tokenizer([lead + text for text in texts], add_special_tokens=False)["input_ids"]
 
     def decode(self, response_ids: Tensor) -> list[str]:
         """The text of each response, without special tokens."""

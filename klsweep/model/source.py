@@ -14,6 +14,11 @@ from klsweep.errors import BadInput
 
 SHIPPED = {"klsweep/tiny": Path(__file__).parent / "tiny"}
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+REFUSALS = {  # what the hub's errors ask for
+    "GatedRepoError": "it is gated: accept its licence on the hub and log in with `hf auth login`",
+    "RevisionNotFoundError": "it has no such revision",
+    "RepositoryNotFoundError": "it has no such repository, or it is private: `hf auth login`",
+}
 _CONTENT_FILES = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -21,7 +26,11 @@ _CONTENT_FILES = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_c
 class Model:
     """The model node: where the base policy and the reference come from, in which precision they run, and what is held
     in memory: where the reference is (`klsweep.model.reference`), how many tokens' logits exist at a time, and whether
-    a layer's activations are kept for the backward pass or computed again."""
+    a layer's activations are kept for the backward pass or computed again.
+
+    `template` is how it is asked: null, the prompt as it is; ``tokenizer``, the tokenizer's own chat template; else
+    the text of one (Jinja over `messages`). `system` is the system message, null for the template's own.
+    """
 
     path: str
     revision: str | None
@@ -31,6 +40,12 @@ class Model:
     reference: Literal["device", "offload"]
     logprob_chunk: PositiveInt
     gradient_checkpointing: bool
+    template: str | None
+    system: str | None
+
+    def __post_init__(self) -> None:
+        if self.system is not None and self.template is None:
+            raise ValueError(f"model.system={self.system!r} needs a chat template (model.template=tokenizer)")
 
     @property
     def location(self) -> str:
@@ -54,6 +69,19 @@ class Model:
                 f"one of {', '.join(SHIPPED)})"
             )
         return _hub_commit(self.path, self.revision)
+
+    def template_text(self) -> str | None:
+        """The text of the chat template, None if there is none. BadInput if it is the tokenizer's and that has none."""
+        return (
+            _tokenizer_template(self.location, self.pinned_revision())
+            if self.template == "tokenizer"
+            else self.template
+        )
+
+    def template_id(self) -> str | None:
+        """A hash of the chat template's text, None without one: what identities and results carry."""
+        text = self.template_text()
+        return None if text is None else f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def is_cached(self) -> bool:
         """True if a compute node without a network can load it: a folder, or every weight file in the local cache."""
@@ -88,6 +116,34 @@ def _folder_hash(folder: str) -> str:
 
 
 @lru_cache(maxsize=64)
+def _tokenizer_template(location: str, commit: str | None) -> str:
+    """The chat template that comes with a tokenizer: a file of its own, or an entry of the tokenizer's settings."""
+    if file := _small_file(location, commit, "chat_template.jinja"):
+        return file.read_text(encoding="utf-8")
+    file = _small_file(location, commit, "tokenizer_config.json")
+    found = json.loads(file.read_text(encoding="utf-8")).get("chat_template") if file else None
+    if isinstance(found, list):  # several, by name
+        found = {entry["name"]: entry["template"] for entry in found}.get("default")
+    if not found:
+        raise BadInput(f"model.template=tokenizer: the tokenizer of model.path={location!r} has no chat template")
+    return found
+
+
+def _small_file(location: str, commit: str | None, name: str) -> Path | None:
+    """A file of a model, from the hub if it is not in the local cache; None if the model has no such file."""
+    if commit is None:
+        file = Path(location) / name
+        return file if file.is_file() else None
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(location, name, revision=commit))
+    except EntryNotFoundError:  # offline, of a file that is not in the cache, too
+        return None
+
+
+@lru_cache(maxsize=64)
 def _hub_commit(name: str, revision: str | None) -> str:
     """The commit that a hub revision stands for: from the local cache, else from the hub."""
     import huggingface_hub
@@ -98,8 +154,9 @@ def _hub_commit(name: str, revision: str | None) -> str:
     try:
         commit = huggingface_hub.HfApi().model_info(name, revision=revision, timeout=10).sha
     except Exception as error:  # whatever the network stack raises, the user needs the same sentence
+        kind = type(error).__name__
         raise BadInput(
             f"model.path={name!r} (revision {revision or 'main'}): no such folder, not in the local Hugging Face "
-            f"cache, and the hub did not give it ({type(error).__name__})"
+            f"cache, and the hub did not give it ({REFUSALS.get(kind, kind)})"
         ) from error
     return str(commit)

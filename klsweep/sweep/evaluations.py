@@ -19,6 +19,7 @@ from klsweep.config.build import Builder, RunSpec
 from klsweep.config.compose import Composer, check_key, parse_overrides, resolve, sweep_values
 from klsweep.config.grid import Exclusion, expand, with_values
 from klsweep.config.identity import canonical, eval_id, is_scientific
+from klsweep.config.sources import pinned
 from klsweep.errors import BadInput
 from klsweep.objective.objective import build_objective
 from klsweep.record.files import Row, read_json
@@ -271,7 +272,7 @@ def _planned(
         "folder": _relative(weights.folder, target) if weights.folder is not None else None,
         "update": update,
     }
-    own = {**config, "model": model, "sweep_dir": str(sweep.path), "evaluate": subject}
+    own = {**pinned(config), "model": model, "sweep_dir": str(sweep.path), "evaluate": subject}
     objective = build_objective(*spec.objective_parts)
     return PlannedRun(planned, own, spec, objective, canonical(spec.simplified(objective)))
 

@@ -86,6 +86,7 @@ def _work(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate, thread
     device = device_of(spec.model)
     found = {"threads": torch.get_num_threads(), "device": device, "resumed_run_equals": RESUMED[device]}
     found["plugin_hash"] = plugins
+    found["chat_template"] = spec.model.template_text()
     write_json(folder.environment, {**environment(), **found})
     identity = canonical(spec.simplified(build_objective(*spec.objective_parts)))
     tracker = Tracker.start(

@@ -27,6 +27,7 @@ from klsweep.config.identity import (
     with_neutral,
 )
 from klsweep.config.plugins import plugin_hash
+from klsweep.config.sources import pinned
 from klsweep.config.tags import Tagged, check_tags, tagged
 from klsweep.errors import BadInput
 from klsweep.objective.objective import Objective, Undefined, build_objective
@@ -246,23 +247,31 @@ def _planned(cell: Cell, spec: RunSpec, objective: Objective, given: frozenset[s
     }
     if outline:
         return PlannedRun(row, cell.config, spec, objective, flat)
+    if not spec.task.train_items():
+        raise BadInput(
+            f"task={cell.choices['task']}: nothing to train on, it is there to be evaluated (its source is null)"
+        )
     model = {**cell.config["model"], "revision": spec.model.pinned_revision()}  # `main` may move before the run starts
-    return PlannedRun(row, {**cell.config, "model": model}, spec, objective, flat)
+    return PlannedRun(row, {**pinned(cell.config), "model": model}, spec, objective, flat)
 
 
 def suite_roles(spec: RunSpec, task: str) -> dict[str, str]:
-    """Which evaluation suites are in distribution ("in": the trained task's own), which are not ("out").
+    """Which evaluation suites are in distribution ("in"), which are not ("out"): as `eval.in_distribution` says, else
+    those with the trained task's evaluation prompts are.
 
     BadInput if one asks prompts that are trained on; `task` is the name of that choice.
     """
     for name, suite in spec.eval.suites.items():
         if shared := shared_prompts(spec.task, suite):
             raise BadInput(
-                f"eval.suites.{name}: {shared} of its prompts are trained on: give it the seed and the eval_prompts of "
-                f"task={task}"
+                f"eval.suites.{name}: {shared} of its prompts are trained on: give it the data, the seed and the "
+                f"eval_prompts of task={task}"
             )
     own = spec.task.eval_items()
-    return {name: "in" if suite.eval_items() == own else "out" for name, suite in spec.eval.suites.items()}
+    inside = spec.eval.in_distribution
+    if inside is None:
+        inside = [name for name, suite in spec.eval.suites.items() if suite.eval_items() == own]
+    return {name: "in" if name in inside else "out" for name in spec.eval.suites}
 
 
 def _labels(cell: Cell, spec: RunSpec, flat: Canonical, given: frozenset[str]) -> dict[str, str | None]:

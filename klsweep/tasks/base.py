@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class Item(NamedTuple):
@@ -42,6 +42,21 @@ class Task(Protocol):
     def eval_items(self) -> Sequence[Item]: ...
 
     def grade(self, item: Item, response: str) -> Grade: ...
+
+
+class Options(NamedTuple):
+    """A question with several answers of which one is `right`: `texts` may each follow `prompt`."""
+
+    prompt: str
+    texts: tuple[str, ...]
+    right: int
+
+
+@runtime_checkable
+class OffersOptions(Protocol):
+    """A task whose evaluation items can also be answered by the likeliest option."""
+
+    def options(self, item: Item) -> Options: ...
 
 
 @lru_cache(maxsize=256)

@@ -7,8 +7,9 @@ from typing import Any
 from klsweep.model.policy import Policy, Scores, Tokens
 from klsweep.objective.objective import masked
 from klsweep.rollout.engine import Sampler
+from klsweep.rollout.hf import left_padded
 from klsweep.rollout.random import Stream, uniforms
-from klsweep.tasks.base import Task
+from klsweep.tasks.base import Item, OffersOptions, Task
 from klsweep.training.settings import Eval
 
 ItemRow = dict[str, Any]
@@ -39,6 +40,8 @@ def _suite(
     kl = masked(scores.exact_kl, sampled.mask).double().sum(1).view(-1, n).mean(1).tolist()
     entropy = masked(scores.entropy, sampled.mask).double().sum(1).view(-1, n).mean(1).tolist()
     texts, greedy_texts = policy.decode(sampled.response_ids), policy.decode(greedy.response_ids)
+    likelihoods = _likelihoods(policy, suite, items, score) if isinstance(suite, OffersOptions) else [{}] * len(items)
+    how = {"temperature": settings.temperature, "top_p": settings.top_p, "template": policy.model.template_id()}
     rows = []
     for i, item in enumerate(items):
         grades = [suite.grade(item, text) for text in texts[i * n : (i + 1) * n]]
@@ -48,15 +51,45 @@ def _suite(
                 "item": i,
                 "prompt_hash": item.prompt_hash,
                 "samples": n,
+                **how,
                 "correct": sum(grade.correct for grade in grades),
                 "greedy_correct": greedy_grade.correct,
                 "greedy_response": greedy_texts[i],
                 "verifier_errors": sum(grade.error is not None for grade in (*grades, greedy_grade)),
                 "kl": kl[i],
                 "entropy": entropy[i],
+                **likelihoods[i],
             }
         )
     return rows
+
+
+def _likelihoods(
+    policy: Policy, suite: OffersOptions, items: Sequence[Item], score: Callable[[Tokens], Scores]
+) -> list[ItemRow]:
+    """What the likeliest option of each item is: `option_logprobs` are log π(option | prompt), summed over tokens."""
+    asked = [suite.options(item) for item in items]
+    counts = [len(options.texts) for options in asked]
+    encoded = policy.encode([options.prompt for options in asked])
+    prompts = [prompt for prompt, count in zip(encoded, counts, strict=True) for _ in range(count)]
+    answers = policy.encode_answers([text for options in asked for text in options.texts])
+    tokens = _joined(prompts, answers, policy)
+    logprobs = masked(score(tokens).old_logprobs, tokens.mask).double().sum(1)
+    rows = []
+    for options, found in zip(asked, logprobs.split(counts), strict=True):
+        likeliest = int(found.argmax())
+        correct = likeliest == options.right
+        rows.append({"option": likeliest, "option_correct": correct, "option_logprobs": found.tolist()})
+    return rows
+
+
+def _joined(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], policy: Policy) -> Tokens:
+    """Given answers in the place of sampled ones, padded on the right."""
+    pad_id, device = policy.tokenizer.pad_token_id, policy.network.device
+    prompt_ids, prompt_mask = left_padded(prompts, pad_id)
+    reversed_ids, reversed_mask = left_padded([answer[::-1] for answer in answers], pad_id)
+    parts = prompt_ids, prompt_mask, reversed_ids.flip(1), reversed_mask.flip(1).float()
+    return Tokens(*(part.to(device) for part in parts))
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -65,11 +98,12 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def summary(rows: Mapping[str, Sequence[ItemRow]], pass_at: Sequence[int]) -> dict[str, float]:
-    """`eval/<suite>/…`: pass@k (k = 1 always), greedy, kl and entropy, as means over a suite's items."""
+    """`eval/<suite>/…`, means over items: pass@k (k = 1 always), greedy, kl, entropy, likelihood of options."""
     result = {}
     for suite, items in rows.items():
         for k in sorted({1, *pass_at}):
             result[f"eval/{suite}/pass@{k}"] = sum(pass_at_k(r["samples"], r["correct"], k) for r in items) / len(items)
-        for metric, key in (("greedy", "greedy_correct"), ("kl", "kl"), ("entropy", "entropy")):
+        figures = [("greedy", "greedy_correct"), ("kl", "kl"), ("entropy", "entropy")]
+        for metric, key in [*figures, *([("likelihood", "option_correct")] if "option_correct" in items[0] else [])]:
             result[f"eval/{suite}/{metric}"] = math.fsum(r[key] for r in items) / len(items)
     return result

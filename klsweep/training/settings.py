@@ -56,7 +56,10 @@ class Subject:
 
 @component
 class Eval:
-    """Evaluation: suites by name, sampled and greedy. `every` 0 evaluates before and after training only."""
+    """Evaluation: suites by name, sampled and greedy. `every` 0 evaluates before and after training only.
+
+    `in_distribution` names the suites that count so in tables; null: those with the trained task's evaluation prompts.
+    """
 
     suites: Annotated[dict[str, Any], Len(1)]
     samples_per_prompt: PositiveInt
@@ -66,8 +69,14 @@ class Eval:
     every: NonNegativeInt
     batch_size: PositiveInt
     seed: Seed
+    in_distribution: list[str] | None
 
     def __post_init__(self) -> None:
+        if absent := set(self.in_distribution or ()) - set(self.suites):
+            raise ValueError(
+                f"eval.in_distribution={self.in_distribution}: no such suite {min(absent)!r} "
+                f"(suites: {', '.join(self.suites)})"
+            )
         too_large = [k for k in self.pass_at if k > self.samples_per_prompt]
         if too_large:
             raise ValueError(

@@ -13,7 +13,7 @@ CASES = {
     "unknown choice": (["train", "estimator=k9"], "estimator='k9': choose from abs,"),
     "unknown choice of a sweep": (["sweep", "estimator=k1,k9"], "estimator='k9': choose from abs,"),
     "unknown group": (["train", "estimater=k1"], "estimater: unknown key (did you mean 'estimator'?"),
-    "unknown model": (["train", "model=qwen"], "model='qwen': choose from tiny"),
+    "unknown model": (["train", "model=qwen"], "model='qwen': choose from llama3_1_8b_instruct, qwen2"),
     "unknown experiment": (["sweep", "experiment=nothing"], "experiment='nothing': choose from"),
     "wrong type": (["train", "kl.coef=abc"], "kl.coef='abc': Input should be a valid number"),
     "wrong type in a sweep": (["sweep", "kl.coef=0.1,abc"], "kl.coef='abc': Input should be a valid number"),

@@ -47,15 +47,17 @@ class _Child:
         """The reply, None if the child has to be replaced because it is late or dead."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        try:
+        line = b""
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps({**request, "seconds": seconds}).encode() + b"\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            return None
-        if not select.select([self.process.stdout], [], [], seconds)[0]:
-            return None
-        line = self.process.stdout.readline()
-        return Verdict(**json.loads(line)) if line else None
+            if not select.select([self.process.stdout], [], [], seconds)[0]:
+                return None
+            line = self.process.stdout.readline()
+        if line:
+            return Verdict(**json.loads(line))
+        self.process.wait()  # its end of the pipe is closed, so it has ended
+        return None
 
     def end(self) -> int | None:
         """Kill it; the exit status it had by itself, None if it was still at work."""

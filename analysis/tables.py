@@ -100,7 +100,7 @@ def _grid(comparison: Comparison) -> tuple[Words, list[Words]]:
         name = f"base {base.model}"
         rows.append([name, *[""] * (len(lead) + mixed), *accuracies, out_mean, "0", "", ""])
     for cell in comparison.cells:
-        labels = [*(cell.plan["axes"][axis] for axis in axes), *([cell.plan["kl_coef"]] if betas else [])]
+        labels = [*(cell.plan["axes"].get(axis) for axis in axes), *([cell.plan["kl_coef"]] if betas else [])]
         labels += [cell.plan["fields"].get(name) for name in fields]
         figures = [*([cell.in_distribution] if mixed else []), *(cell.suites.get(name) for name in roles)]
         figures += [cell.out_of_distribution, cell.kl, cell.reward]

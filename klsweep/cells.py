@@ -44,6 +44,6 @@ def _words(row: Row, further: Sequence[str], fields: Sequence[str]) -> str:
     if row["kl_coef"] is not None:
         words.append(f"β={row['kl_coef']:g}")
     words += [f"{axis} {axes[axis]}" for axis in ("clip", "correction") if axes.get(axis) not in (None, "none")]
-    words += [axes["sampling"], *(axes[axis] for axis in further)]
+    words += [axes["sampling"], *(axes.get(axis) for axis in further)]  # a row of an earlier version may lack an axis
     words += [f"{name}={value}" for name in fields if (value := row["fields"].get(name)) not in (None, *PLAIN)]
     return " ".join(word for word in words if word)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from klsweep.cli import main
+from klsweep.model.source import SHIPPED
 from klsweep.record.files import read_rows
 from klsweep.record.folder import RunFolder, SweepFolder
 from klsweep.training import trainer
@@ -123,3 +124,20 @@ def test_weights_that_are_not_there_are_one_line(run, in_tmp, capsys):
     assert main(["export", str(copy / "runs" / run.run_id), "out"]) == 2
     assert "(there are no weights at all)" in capsys.readouterr().err
     assert not (in_tmp / "out").exists()
+
+
+def test_an_adapter_is_added_to_its_weights(in_tmp, capsys):
+    """The exported folder is a plain model, and a milestone of the same update, which is an adapter alone, gives it."""
+    fields = ["adapter=lora", "model.reference=adapter_base", "train.lr=1e-2", "checkpoint.keep_at=[2,3]"]
+    assert main(["sweep", *QUICK, *fields, "sweep_dir=s"]) == 0
+    (run,) = (in_tmp / "s/runs").iterdir()
+    for name, update in (("last", []), ("two", ["--update", "2"])):
+        capsys.readouterr()
+        assert main(["export", str(run), name, *update]) == 0
+        assert "allowed 0.0001" in capsys.readouterr().out
+    base = load_file(SHIPPED["klsweep/tiny"] / "model.safetensors")
+    last, two = (load_file(in_tmp / name / "model.safetensors") for name in ("last", "two"))
+    assert base.keys() == last.keys()
+    changed = {name for name in base if not torch.equal(base[name], last[name])}
+    assert changed == {name for name in base if "_proj.weight" in name}
+    assert not any(torch.equal(two[name], last[name]) for name in changed)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from klsweep.config.build import RunSpec
+from klsweep.model.masters import Masters
 from klsweep.model.policy import load_policy
 from klsweep.record.files import read_rows
 from klsweep.record.folder import RunFolder
@@ -85,9 +86,9 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, capsys):
     content[-1] ^= 1
     (newest[-1] / "model.safetensors").write_bytes(content)
     network = load_policy(spec.model).network
-    optimiser, attempt = torch.optim.AdamW(network.parameters()), folder.claim()
+    weights, optimiser, attempt = Masters(network), torch.optim.AdamW(network.parameters()), folder.claim()
     assert attempt is not None
-    assert load_checkpoint(attempt, network, optimiser) == (2, 1.0, [])
+    assert load_checkpoint(attempt, weights, optimiser) == (2, 1.0, [])
     assert optimiser.state[network.lm_head.weight]["step"].item() == 2
     warned = "warning: checkpoint update-000003 is damaged (model.safetensors): trying the one before\n"
     assert capsys.readouterr().err == warned

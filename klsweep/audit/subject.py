@@ -10,6 +10,7 @@ import yaml
 from klsweep.audit.transformer import Subject, check_memory
 from klsweep.config.build import Builder, RunSpec
 from klsweep.errors import BadInput
+from klsweep.model.masters import Masters
 from klsweep.model.policy import load_policy, states
 from klsweep.record.folder import RunFolder
 from klsweep.rollout.random import Stream, uniforms
@@ -43,12 +44,13 @@ def of_models(spec: RunSpec, reference: str, batches: int, prompts: int, seed: i
 
 def _subject(spec: RunSpec, base: RunSpec, checkpoint: Path | None, batches: int, prompts: int, seed: int) -> Subject:
     policy = load_policy(spec.model)
+    policy = policy.adapted(policy.network, spec.adapter, spec.root.seed)
     network, reference = policy.network, load_policy(base.model)
     sizes = network.config.vocab_size, reference.network.config.vocab_size
     if sizes[0] != sizes[1]:
         raise BadInput(f"--reference: its vocabulary has {sizes[1]} entries, the model's {sizes[0]}")
     if checkpoint is not None:
-        load_weights(checkpoint, network)
+        load_weights(checkpoint, Masters(network))
     check_memory(network, batches)
     sampler = spec.rollout.bind(policy, longest_sequence(spec, policy))
     items = spec.task.train_items()

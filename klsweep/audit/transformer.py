@@ -89,7 +89,7 @@ def check_cases(cases: Sequence[Case], batches: int) -> None:
 
 def check_memory(network: Any, batches: int) -> None:
     """BadInput if the gradients of all batches do not fit into memory."""
-    size = sum(parameter.numel() for parameter in network.parameters())
+    size = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     if 2 * batches * size * BYTES > MOST_BYTES:
         raise BadInput(
             f"--batches={batches}: 2 × {batches} gradients of {size} parameters need more than "
@@ -144,7 +144,7 @@ def _target() -> Objective:
 
 def _gradients(subject: Subject, scored: Sequence[_Scored], objective: Objective, betas: Betas) -> Tensor:
     """The mean gradient of each batch with respect to all weights, ``[batches, parameters]``."""
-    parameters = list(subject.policy.network.parameters())
+    parameters = [parameter for parameter in subject.policy.network.parameters() if parameter.requires_grad]
     rows = []
     for batch in scored:
         zero = torch.zeros(len(batch.logprobs), device=batch.logprobs.device)

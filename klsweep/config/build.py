@@ -16,6 +16,7 @@ from klsweep.config.plugins import import_plugin, is_within
 from klsweep.errors import BadInput
 
 if TYPE_CHECKING:
+    from klsweep.model.adapter import Adapter
     from klsweep.model.source import Model
     from klsweep.objective.advantage import Algorithm
     from klsweep.objective.clip import Clip
@@ -52,6 +53,7 @@ class RunSpec:
 
     root: Root
     model: Model
+    adapter: Adapter
     estimator: Estimator
     placement: Placement
     clip: Clip
@@ -67,6 +69,9 @@ class RunSpec:
     train: Train
     checkpoint: Checkpoint
     wandb: Wandb
+
+    def __post_init__(self) -> None:
+        self.adapter.check(self.model)
 
     @property
     def objective_parts(self) -> tuple[Estimator, Placement, Clip, Algorithm, KL, Correction]:
@@ -88,6 +93,7 @@ NO_PART_OF_A_RUN = (*GRID_NODES, "choices", "preset", "evaluate")
 
 # What the choices of an axis have in common. Named, not imported: these modules need torch.
 BASES = {
+    "adapter": "klsweep.model.adapter.Adapter",
     "estimator": "klsweep.objective.kl.Estimator",
     "placement": "klsweep.objective.placement.Placement",
     "clip": "klsweep.objective.clip.Clip",

@@ -28,6 +28,7 @@ VERSION = 1
 SCIENTIFIC = (
     "seed",
     "model",
+    "adapter",
     "estimator",
     "placement",
     "clip",
@@ -69,6 +70,7 @@ OPERATIONAL = (
 # Values that change nothing. They are left out of the identity, so a field that is added together with its neutral
 # value leaves every earlier id as it was.
 NEUTRAL: Mapping[str, Any] = {
+    "adapter": "NoAdapter",
     "train.minibatches": 1,
     "train.weight_decay": 0.0,
     "train.warmup_updates": 0,
@@ -235,7 +237,7 @@ def _settle_bounds(flat: Canonical, clip: Clip, drop: Callable[..., None]) -> No
 def inert_keys(given: Iterable[str], runs: Sequence[tuple[RunSpec, Canonical]]) -> list[str]:
     """Of the keys that a user set, those of the objective's nodes that no run's identity depends on."""
     kept = {key for _, flat in runs for key in flat}
-    nodes = {"kl", "estimator", "placement", "clip", "correction", "sampling", "algorithm"}
+    nodes = {"kl", "adapter", "estimator", "placement", "clip", "correction", "sampling", "algorithm"}
     asked = [k for k in sorted(set(given) - {"kl.coef"}) if "." in k and k.split(".")[0] in nodes and k not in kept]
     return [key for key in asked if not _is_neutral(key, runs)]
 

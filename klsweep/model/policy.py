@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from klsweep.errors import BadInput
+from klsweep.model.adapter import ALL_WEIGHTS, Adapter
 from klsweep.model.logprobs import Column, Head, States, token_statistics
 from klsweep.model.source import Model
 
@@ -111,12 +112,24 @@ class Policy:
         """The text of each response, without special tokens."""
         return self.tokenizer.batch_decode(response_ids, skip_special_tokens=True)
 
-    def trainable_copy(self) -> "Policy":
-        """The same policy with weights of its own that can be trained."""
-        network = copy.deepcopy(self.network).requires_grad_(True).to(device_of(self.model))
+    def trainable_copy(self, adapter: Adapter = ALL_WEIGHTS, seed: int = 0) -> "Policy":
+        """The same policy with weights of its own that can be trained.
+
+        Under `model.reference=adapter_base` the frozen ones stay those of this policy: there is one copy of them.
+        `seed` is that of an adapter's first weights.
+        """
+        tensors = [*self.network.parameters(), *self.network.buffers()]
+        shared = {id(x): x for x in tensors} if self.model.reference == "adapter_base" else {}
+        network = copy.deepcopy(self.network, shared).to(device_of(self.model))
         if self.model.gradient_checkpointing:
             network.gradient_checkpointing_enable({"use_reentrant": False})
-        return replace(self, network=network)
+        return self.adapted(network, adapter, seed)
+
+    def adapted(self, network: Any, adapter: Adapter, seed: int) -> "Policy":
+        """The same policy over a network like its own with what the adapter trains. BadInput if that has its head."""
+        policy = replace(self, network=adapter(network, seed))
+        _check_head(self.model, policy.network)
+        return policy
 
 
 def load_base(model: Model) -> Policy:

@@ -12,12 +12,14 @@ from klsweep.model.logprobs import Head, States
 from klsweep.model.policy import Policy, Reference, Tokens, device_of, states
 
 
-def reference_of(base: Policy) -> Reference:
+def reference_of(base: Policy, policy: Policy) -> Reference:
     """The base as the reference of a policy trained from it, kept as `model.reference` says.
 
     `device`: a network of its own beside the policy. `offload`: on the CPU, each layer on the device only while it
-    computes.
+    computes. `adapter_base`: the policy's own network without its adapter.
     """
+    if base.model.reference == "adapter_base":
+        return partial(_states_without_adapter, policy)
     if base.model.reference == "offload":
         return partial(offloaded_states, base, device_of(base.model))
     return partial(states, base)
@@ -28,6 +30,11 @@ def offloaded_states(base: Policy, device: str, tokens: Tokens) -> States:
     with streamed(base.network, device):
         hidden, (weight, bias) = states(base, tokens)
     return States(hidden, Head(weight.to(device), None if bias is None else bias.to(device)))
+
+
+def _states_without_adapter(policy: Policy, tokens: Tokens) -> States:
+    with policy.network.disable_adapter():
+        return states(policy, tokens)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ class Model:
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["sdpa", "eager", "flash_attention_2"]
     device: Literal["auto", "cpu", "cuda"]
-    reference: Literal["device", "offload"]
+    reference: Literal["device", "offload", "adapter_base"]
     logprob_chunk: PositiveInt
     gradient_checkpointing: bool
     template: str | None

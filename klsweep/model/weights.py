@@ -1,6 +1,7 @@
 """A policy's weights as others take them: by their Hugging Face names, one at a time."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 
@@ -8,9 +9,22 @@ from klsweep.model.policy import Policy
 
 
 def named_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
-    """Name in a Hugging Face checkpoint and whole tensor of every weight, layer by layer.
+    """Name in a Hugging Face checkpoint and whole tensor of every weight, adapters added to what they adapt.
 
-    Tied weights come under each of their names: an engine may hold them apart (vLLM does, on the CPU). The tensors are
-    the policy's own, to be copied before it is trained on.
+    Layer by layer. Tied weights come under each of their names: an engine may hold them apart (vLLM does, on the CPU).
+    Tensors without an adapter are the policy's own, to be copied before it is trained on.
     """
-    yield from policy.network.state_dict().items()
+    modules = dict(policy.network.named_modules())
+    for name, tensor in policy.network.state_dict().items():
+        if ".lora_" in name:
+            continue
+        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        owner, adapted, _ = name.partition(".base_layer.weight")
+        yield plain, _merged(tensor, modules[owner]) if adapted else tensor
+
+
+def _merged(weight: Tensor, layer: Any) -> Tensor:
+    """W + (alpha / rank)·B·A, summed in the adapter's dtype."""
+    (adapter,) = layer.active_adapters
+    delta = layer.get_delta_weight(adapter)
+    return (weight.to(delta.dtype) + delta).to(weight.dtype)

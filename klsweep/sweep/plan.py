@@ -38,7 +38,8 @@ from klsweep.sweep.launch_local import Local
 from klsweep.sweep.status import Observed, observe
 from klsweep.tasks.base import shared_prompts
 
-AXES = ("model", "estimator", "placement", "clip", "correction", "sampling", "algorithm", "task", "reward", "rollout")
+AXES = ("model", "adapter", "estimator", "placement", "clip", "correction", "sampling")
+AXES += ("algorithm", "task", "reward", "rollout")
 KL_TERM = ("estimator", "placement", "clip", "kl.weight", "kl.weight_over", "kl.weight_grad", "kl.weight_cap", "seed")
 SIMPLE_PLACEMENTS = {"NoKL": "none", "InReward": "reward", "InLoss": "loss"}  # what a half with β = 0 leaves
 

@@ -20,7 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from klsweep.model.adapter import saved_weights
+from klsweep.model.masters import Masters
 from klsweep.model.policy import Policy, Tokens
+from klsweep.model.weights import named_weights
 from klsweep.record.files import read_json, write_json
 from klsweep.record.folder import Attempt, RunFolder
 from klsweep.rollout.engine import Generation, Rollout
@@ -36,12 +39,12 @@ class State(NamedTuple):
     waiting: list[Rollout]
 
 
-def save_checkpoint(attempt: Attempt, state: State, network: Any, optimiser: torch.optim.Optimizer) -> None:
+def save_checkpoint(attempt: Attempt, state: State, weights: Masters, optimiser: torch.optim.Optimizer) -> None:
     """Write checkpoints/update-NNNNNN and remove all but the last two, and the rollouts that they hold."""
     # tied weights share storage, which safetensors refuses: parameters are listed once, as the optimiser sees them
     files = {
-        "model": {name: p.detach().contiguous() for name, p in network.named_parameters()},
-        "optimiser": _optimiser_tensors(network, optimiser),
+        "model": {name: p.detach().contiguous() for name, p in weights.named.items()},
+        "optimiser": _optimiser_tensors(weights, optimiser),
         "rollouts": _rollout_tensors(state.waiting),
     }
     content = {
@@ -79,7 +82,7 @@ def load_rollouts(folder: RunFolder, device: Any) -> dict[int, Rollout]:
     return found
 
 
-def load_checkpoint(attempt: Attempt, network: Any, optimiser: torch.optim.Optimizer) -> State:
+def load_checkpoint(attempt: Attempt, weights: Masters, optimiser: torch.optim.Optimizer) -> State:
     """Restore the newest sound checkpoint in place; the state of a run that has not begun if there is none.
 
     What an earlier process wrote after its run had been taken over goes, and where this attempt begins is noted.
@@ -89,10 +92,10 @@ def load_checkpoint(attempt: Attempt, network: Any, optimiser: torch.optim.Optim
     if checkpoint is not None:
         content = _content(checkpoint)
         waiting = []
-        load_weights(checkpoint, network)
+        load_weights(checkpoint, weights)
         if "optimiser.safetensors" in content["sha256"]:  # not after the last update
-            _restore_optimiser(network, optimiser, load_file(checkpoint / "optimiser.safetensors"))
-            rollouts = load_file(checkpoint / "rollouts.safetensors", device=str(network.device))
+            _restore_optimiser(weights, optimiser, load_file(checkpoint / "optimiser.safetensors"))
+            rollouts = load_file(checkpoint / "rollouts.safetensors", device=str(weights.device))
             waiting = _rollouts(content["rollouts"], rollouts)
         state = State(content["update"], content["beta_scale"], waiting)
     attempt.note(resumed_from=state.update)
@@ -144,15 +147,30 @@ def save_milestone(attempt: Attempt, update: int, policy: Policy) -> None:
     models = attempt.folder.path / "models"
     models.mkdir(exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=models, prefix=".writing."))
-    write_model(temporary, policy)
+    write_trained(temporary, policy)
     attempt.check()
     _replace(temporary, models / f"update-{update:06d}")
 
 
 def write_model(folder: Path, policy: Policy) -> None:
-    """Write weights, generation config and tokenizer with its chat template into a folder, in HF format."""
-    policy.network.save_pretrained(folder)
+    """Write weights, generation config and tokenizer with its chat template into a folder, in HF format.
+
+    An adapter is added to the weights that it adapts.
+    """
+    if hasattr(policy.network, "peft_config"):
+        policy.network.get_base_model().save_pretrained(folder, state_dict=dict(named_weights(policy)))
+    else:
+        policy.network.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
+
+
+def write_trained(folder: Path, policy: Policy) -> None:
+    """The same, but of a policy with an adapter the adapter alone, in peft's format."""
+    if hasattr(policy.network, "peft_config"):
+        policy.network.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub about the base
+        policy.tokenizer.save_pretrained(folder)
+    else:
+        write_model(folder, policy)
 
 
 def _write(attempt: Attempt, target: Path, files: Mapping[str, dict[str, Tensor]], content: dict[str, Any]) -> None:
@@ -198,34 +216,29 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def load_weights(checkpoint: Path, network: Any) -> None:
-    """Copy a checkpoint's weights into a network of the same shape."""
-    weights = load_file(checkpoint / "model.safetensors")
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.copy_(weights[name])
+def load_weights(checkpoint: Path, weights: Masters) -> None:
+    """Copy a checkpoint's weights into those of a network of the same shape, and the same adapter if it has one."""
+    weights.load(load_file(checkpoint / "model.safetensors"))
 
 
-def load_kept(folder: RunFolder, update: int, network: Any) -> None:
-    """Copy the weights that a run has kept after `update` into a network. FileNotFoundError if they are not there."""
+def load_kept(folder: RunFolder, update: int, weights: Masters) -> None:
+    """Copy the weights that a run has kept after `update` into others. FileNotFoundError if they are not there."""
     checkpoint = newest_sound(folder)
     if checkpoint is None or _number(checkpoint) != update:
         raise FileNotFoundError(f"{folder.checkpoints}: no sound checkpoint of update {update} is left")
-    load_weights(checkpoint, network)
+    load_weights(checkpoint, weights)
 
 
-def load_model_folder(folder: Path, network: Any) -> None:
-    """Copy the weights of a folder in HF format into a network of the same shape. ValueError if it has another."""
-    from transformers import AutoModelForCausalLM
+def load_model_folder(folder: Path, weights: Masters) -> None:
+    """Copy the weights of a model in HF format, or of an adapter in peft's, into others of the same names and shapes.
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=network.dtype, use_safetensors=True)
-    theirs, ours = dict(loaded.named_parameters()), dict(network.named_parameters())
+    ValueError if it has others.
+    """
+    theirs, ours = saved_weights(folder), weights.named
     other = [name for name in ours if name not in theirs or theirs[name].shape != ours[name].shape]
     if other or len(theirs) != len(ours):
         raise ValueError(f"{folder}: its weights do not fit the base's network ({(other or sorted(theirs))[0]})")
-    with torch.no_grad():
-        for name, parameter in ours.items():
-            parameter.copy_(theirs[name])
+    weights.load(theirs)
 
 
 def _complete(folder: Path) -> list[Path]:
@@ -270,17 +283,17 @@ def _is_sound(file: Path, digest: str) -> bool:
     return file.exists() and _sha256(file) == digest
 
 
-def _optimiser_tensors(network: Any, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimiser_tensors(weights: Masters, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Adam's state per parameter, as `<parameter>/<entry>`."""
     return {
         f"{name}/{entry}": value.contiguous()
-        for name, parameter in network.named_parameters()
+        for name, parameter in weights.named.items()
         for entry, value in optimiser.state.get(parameter, {}).items()
     }
 
 
-def _restore_optimiser(network: Any, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    parameters = dict(network.named_parameters())
+def _restore_optimiser(weights: Masters, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = weights.named
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
         device = "cpu" if entry == "step" else parameters[name].device  # where AdamW keeps them

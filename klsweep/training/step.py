@@ -35,7 +35,7 @@ class Learner:
         ratios, losses, norms = RatioStatistics(), [], []
         for rows in torch.arange(len(advantages)).chunk(self.minibatches):
             losses.append(self._accumulate(rows, generation, scores, advantages, beta, ratios))
-            norm = torch.nn.utils.clip_grad_norm_(self.policy.network.parameters(), self.max_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(self._trained(), self.max_grad_norm)
             norms.append(norm.item())
             if not torch.isfinite(norm):
                 break
@@ -48,7 +48,7 @@ class Learner:
             "loss/kl": kl,
             "grad_norm": sum(norms) / len(norms),
             "grad_norm_max": max(norms),
-            "weights_finite": float(all(p.isfinite().all() for p in self.policy.network.parameters())),
+            "weights_finite": float(all(p.isfinite().all() for p in self._trained())),
             **ratios.metrics(),
         }
 
@@ -87,3 +87,7 @@ class Learner:
             total += torch.stack(share).detach()
             ratios.add(logprobs, old, micro.mask, objective.algorithm)
         return total
+
+    def _trained(self) -> list[Tensor]:
+        """What the optimiser steps: not the network's own weights if those are bfloat16, see `Masters`."""
+        return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from klsweep.config.build import RunSpec
+from klsweep.model.masters import Masters
 from klsweep.model.policy import Policy, Scores, Tokens, load_base, score
 from klsweep.model.reference import reference_of
 from klsweep.objective.objective import Objective
@@ -31,11 +32,14 @@ class Trainer:
         settings = spec.train
         base = load_base(spec.model)
         self._spec = spec
-        self._policy = base.trainable_copy()  # before any checkpoint: the reference is always the base
-        self._reference = reference_of(base)
+        # before any checkpoint: the reference is always the base
+        self._policy = base.trainable_copy(spec.adapter, spec.root.seed)
+        self._reference = reference_of(base, self._policy)
+        self._weights = Masters(self._policy.network)
         self._optimiser = torch.optim.AdamW(
-            self._policy.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+            self._weights.named.values(), lr=settings.lr, weight_decay=settings.weight_decay
         )
+        self._optimiser.register_step_post_hook(lambda *_: self._weights.publish())
         self._sampler = spec.rollout.bind(self._policy, longest_sequence(spec, self._policy))
         self._collector = Collector(spec, self._policy, self._sampler)
         self._learner = Learner(
@@ -97,23 +101,23 @@ class Trainer:
 
     def load(self, attempt: Attempt) -> checkpoint.State:
         """See `load_checkpoint`; the sampler then samples from its weights."""
-        state = checkpoint.load_checkpoint(attempt, self._policy.network, self._optimiser)
+        state = checkpoint.load_checkpoint(attempt, self._weights, self._optimiser)
         self._sampler.take_weights()
         return state
 
     def load_weights(self, run: RunFolder, update: int) -> None:
         """The weights that another run has kept, see `load_kept`, for the policy and the sampler alone."""
-        checkpoint.load_kept(run, update, self._policy.network)
+        checkpoint.load_kept(run, update, self._weights)
         self._sampler.take_weights()
 
     def load_model(self, folder: Path) -> None:
         """The same from a folder in HF format, see `load_model_folder`."""
-        checkpoint.load_model_folder(folder, self._policy.network)
+        checkpoint.load_model_folder(folder, self._weights)
         self._sampler.take_weights()
 
     def save(self, attempt: Attempt, state: checkpoint.State) -> None:
         """See `save_checkpoint`."""
-        checkpoint.save_checkpoint(attempt, state, self._policy.network, self._optimiser)
+        checkpoint.save_checkpoint(attempt, state, self._weights, self._optimiser)
 
     def write_model(self, folder: Path) -> None:
         """See `checkpoint.write_model`."""

@@ -94,14 +94,16 @@ def test_prompt_order_depends_on_the_seed_alone_and_passes_over_the_pool():
     assert prompt_order(5, 1, 6, 12) != prompt_order(6, 1, 6, 12)
 
 
-def _versions(lag: int, updates: int) -> list[tuple[int, int]]:
-    """(batch, weights version) consumed at each update."""
-    queue, done = RolloutQueue(lag, updates), 0
+def _versions(lag: int, updates: int, period: int = 1) -> list[tuple[int, int]]:
+    """(batch, weights version) consumed at each update; two updates in, the run is resumed."""
+    queue, done = RolloutQueue(lag, updates, period=period), 0
     seen = []
     for update in range(1, updates + 1):
-        rollout = queue.next(update, lambda i, done=done: Rollout(i, done, [], None, torch.zeros(0), 0))  # pyright: ignore
+        rollout = queue.next(update, lambda i, done=done: lambda: Rollout(i, done, [], None, torch.zeros(0), 0))  # pyright: ignore
         seen.append((rollout.update, rollout.version))
         done = update
+        if update == 2:
+            queue = RolloutQueue(lag, updates, queue.waiting, period)
     assert not queue.waiting
     return seen
 
@@ -110,7 +112,14 @@ def test_batches_are_consumed_in_order_lag_updates_after_they_were_sampled():
     assert _versions(0, 4) == [(1, 0), (2, 1), (3, 2), (4, 3)]
     assert _versions(2, 6) == [(1, 0), (2, 0), (3, 0), (4, 1), (5, 2), (6, 3)]
     assert _versions(9, 3) == [(1, 0), (2, 0), (3, 0)]
-    assert (OffPolicy(async_level=3).lag, OnPolicy(async_level=None).lag) == (3, 0)
+    assert _versions(0, 5, period=2) == [(1, 0), (2, 0), (3, 2), (4, 2), (5, 4)]
+    assert _versions(1, 8, period=3) == [(1, 0), (2, 0), (3, 0), (4, 0), (5, 3), (6, 3), (7, 3), (8, 6)]
+
+
+@pytest.mark.parametrize(("lag", "period", "stale"), [(0, 1, False), (3, 1, True), (0, 2, True)])
+def test_a_lag_or_seldom_new_weights_are_off_policy(lag, period, stale):
+    assert OffPolicy(async_level=lag, sync_every=period, overlap=False, device=None).is_stale == stale
+    assert not OnPolicy(async_level=None, sync_every=None, overlap=None, device=None).is_stale
 
 
 def test_scores_are_the_distributions_kl_and_entropy(policy):

@@ -54,7 +54,7 @@ def cases(composer: Composer, overrides: Sequence[str], default: str, whole: boo
         if reason is not None:
             excluded.append(Exclusion(cell.point, reason))
             continue
-        case = _case(cell, objective, spec.sampling.lag > 0)
+        case = _case(cell, objective, spec.sampling.is_stale)
         key = (case.labels, (objective.algorithm, strengths(objective)) if whole else None)
         found.setdefault(repr(key), case)
         kept.append((spec, canonical(spec.simplified(objective))))

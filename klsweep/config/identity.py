@@ -51,6 +51,8 @@ OPERATIONAL = (
     "eval",  # results carry an evaluation id of their own
     "train.micro_batch_size",
     "train.checkpoint_seconds",
+    "sampling.overlap",
+    "sampling.device",
     "rollout.batch_size",
     "rollout.gpu_memory_utilization",
     "rollout.cpu_cache_gib",
@@ -83,6 +85,7 @@ NEUTRAL: Mapping[str, Any] = {
     "clip.half": "both",
     "correction": "NoCorrection",
     "rollout.top_p": 1.0,
+    "sampling.sync_every": 1,
 }
 
 # Fields of the `eval` node that do not change what an evaluation finds.
@@ -162,7 +165,7 @@ def _without_inert(flat: Canonical, spec: RunSpec) -> Canonical:
         drop("placement.baseline")  # there is none to be inside or outside of
     if spec.train.minibatches == 1:
         drop("algorithm.clip_low", "algorithm.clip_high", "algorithm.ratio_level")  # π_θ is π_old: the ratio is 1
-    if spec.sampling.lag == 0:
+    if not spec.sampling.is_stale:
         drop("sampling")
         flat["sampling"] = "OnPolicy"
     return flat
@@ -243,11 +246,13 @@ def inert_keys(given: Iterable[str], runs: Sequence[tuple[RunSpec, Canonical]]) 
 
 
 def _is_neutral(key: str, runs: Sequence[tuple[RunSpec, Canonical]]) -> bool:
-    """True if a key is absent from identities only because its value is the neutral one, or null for "not there"."""
+    """True if a key is absent from identities only because its value is the neutral one, or null for "not there", or
+    because it is operational."""
     node, _, field = key.partition(".")
     parts = [getattr(spec, node) for spec, _ in runs]
     values = [getattr(part, field) for part in parts if field in used_fields(type(part))]
-    return None in values or (key in NEUTRAL and NEUTRAL[key] in values)
+    operational = bool(values) and not is_scientific(key)
+    return operational or None in values or (key in NEUTRAL and NEUTRAL[key] in values)
 
 
 def run_id(flat: Canonical) -> str:

@@ -1,8 +1,8 @@
 """What a rollout engine offers: responses sampled from a policy, with the log-probabilities they were sampled at."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -75,3 +75,11 @@ class Rollout:
     generation: Generation  # B = N × group_size, a group adjacent
     rewards: Tensor  # [B]
     verifier_errors: int  # responses that the verifier could not grade, and that count as incorrect
+
+    def to(self, device: Any) -> "Rollout":
+        """The same with its tensors on a device."""
+        tokens = Tokens(**{name: tensor.to(device) for name, tensor in vars(self.generation.tokens).items()})
+        generation = Generation(
+            tokens, self.generation.sampler_logprobs.to(device), self.generation.truncated.to(device)
+        )
+        return replace(self, generation=generation, rewards=self.rewards.to(device))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch.cuda import device_count
 
 from klsweep.audit.expectation import Claim, claim
 from klsweep.cells import describe
@@ -126,6 +127,7 @@ def _plan(expansion: Expansion, overrides: list[str], single: bool, outline: boo
     if not planned:
         reasons = "; ".join(sorted({exclusion.reason for exclusion in excluded}))
         raise BadInput(f"nothing to run: all {expansion.raw} cells are excluded ({reasons})")
+    _check_overlap(planned)
     folder = _sweep_folder(expansion.cells)
     observed, trouble = observe(folder, [] if outline else [run.run_id for run in planned])
     statuses = {run_id: seen.status for run_id, seen in observed.items()}
@@ -152,6 +154,19 @@ def _plan(expansion: Expansion, overrides: list[str], single: bool, outline: boo
     if not outline:
         check_engines(run.spec for run in plan.to_run)
     return plan
+
+
+def _check_overlap(runs: Sequence[PlannedRun]) -> None:
+    """BadInput if overlap was asked for and no run can have it, or if a run's second GPU is not there."""
+    asked = [run for run in runs if run.config["sampling"].get("overlap")]
+    if asked and not any(run.spec.sampling.overlap for run in asked):
+        raise BadInput(
+            "sampling.overlap=true: on policy, a batch is sampled from the weights of the update before it, and has to "
+            "wait for that (sampling=off_policy)"
+        )
+    for sampling in {r.spec.sampling for r in asked if r.spec.sampling.overlap and isinstance(r.spec.launcher, Local)}:
+        if sampling.device is not None and sampling.device >= (gpus := device_count()):
+            raise BadInput(f"sampling.device={sampling.device}: there are {gpus} GPUs here, numbered from 0")
 
 
 def check_engines(specs: Iterable[RunSpec]) -> None:
@@ -289,7 +304,7 @@ def _labels(cell: Cell, spec: RunSpec, flat: Canonical, given: frozenset[str]) -
         labels["estimator"] = spec.placement.loss_estimator
     elif "placement.loss_estimator" in flat:
         labels["estimator"] = f"{labels['estimator']}+{flat['placement.loss_estimator']}"
-    if spec.sampling.lag == 0:
+    if not spec.sampling.is_stale:
         labels["sampling"] = "on_policy"
     return labels
 
@@ -378,6 +393,6 @@ def _expectation_notes(runs: list[PlannedRun]) -> list[str]:
 
 def _claim(run: PlannedRun) -> Claim | None:
     """What the audit says of the run's KL term, where it carries over to the run."""
-    stale = run.spec.sampling.lag > 0 or run.spec.train.minibatches > 1
+    stale = run.spec.sampling.is_stale or run.spec.train.minibatches > 1
     truncated = run.spec.rollout.top_p < 1  # the sampler is then not π, and E_μ[∇log π] is not 0
     return None if stale or truncated else claim(run.objective)

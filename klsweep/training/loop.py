@@ -4,6 +4,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 
 from klsweep.config.build import RunSpec
 from klsweep.config.identity import base_eval_id
-from klsweep.objective.objective import build_objective
+from klsweep.objective.objective import Objective, build_objective
 from klsweep.record.claims import shared_artifact
 from klsweep.record.files import append_rows, read_rows
 from klsweep.record.folder import Attempt
@@ -47,24 +48,35 @@ def train(
     `artifacts` holds what runs share (the base's evaluation). `should_stop` is asked between updates, and why;
     `on_update` is told each update's metrics. Raises Lost as soon as the run has become another process's.
     """
-    settings, folder = spec.train, attempt.folder
     objective = build_objective(*spec.objective_parts)
-    trainer = Trainer(spec, objective)
+    with Trainer(spec, objective) as trainer:
+        return _train(spec, objective, trainer, attempt, artifacts, tracker, should_stop, on_update)
+
+
+def _train(
+    spec: RunSpec,
+    objective: Objective,
+    trainer: Trainer,
+    attempt: Attempt,
+    artifacts: Path,
+    tracker: Tracker,
+    should_stop: Callable[[], str | None],
+    on_update: Progress,
+) -> Outcome:
+    settings, folder = spec.train, attempt.folder
     state = trainer.load(attempt)
     done, beta_scale = state.update, state.beta_scale
-    queue = RolloutQueue(spec.sampling.lag, settings.updates, state.waiting)
-    sampled = {} if trainer.repeats_itself else checkpoint.load_rollouts(folder, trainer.device)
+    queue = RolloutQueue(spec.sampling.lag, settings.updates, state.waiting, spec.sampling.period)
+    kept = {} if trainer.repeats_itself else checkpoint.load_rollouts(folder, trainer.device)
     folder.evaluations.mkdir(exist_ok=True)
     suites = {suite: folder.evaluations / f"{suite}.jsonl" for suite in spec.eval.suites}
     attempt.begin_logs([folder.metrics, folder.timing, *suites.values()], done or -1)
 
-    def sample(index: int) -> Rollout:
-        if index in sampled:
-            return sampled[index]
-        rollout = trainer.collect(index, version=done)
-        if not trainer.repeats_itself:
-            checkpoint.save_rollout(attempt, rollout)
-        return rollout
+    def begin(index: int) -> Callable[[], Rollout]:
+        if index in kept:
+            return lambda: kept[index]
+        fetch = trainer.begin(index, version=done)
+        return fetch if trainer.repeats_itself else cache(lambda: _saved(attempt, fetch()))
 
     def record_evaluation(update: int, rows: dict[str, list[ItemRow]]) -> measure.Metrics:
         for suite, suite_rows in rows.items():
@@ -92,7 +104,7 @@ def train(
         betas = objective.kl.betas(update, settings.updates, beta_scale)
         try:
             with clock.phase("rollout"):
-                rollout = queue.next(update, sample)
+                rollout = queue.next(update, begin)
         except FloatingPointError as error:
             return Outcome("diverged", f"update {update}: {error}")
         tokens = rollout.generation.tokens
@@ -136,6 +148,12 @@ def train(
             return Outcome("diverged", f"update {update}: {cause}")
     checkpoint.keep_weights_only(attempt)
     return Outcome("done")
+
+
+def _saved(attempt: Attempt, rollout: Rollout) -> Rollout:
+    """Keep a batch for a resumed run, which might not sample it again."""
+    checkpoint.save_rollout(attempt, rollout)
+    return rollout
 
 
 class Clock:

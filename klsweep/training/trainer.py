@@ -1,7 +1,7 @@
 """Everything that a run computes: policy, reference, optimiser and sampler, and what is done with them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ from klsweep.config.build import RunSpec
 from klsweep.model.masters import Masters
 from klsweep.model.policy import Policy, Scores, Tokens, load_base, score
 from klsweep.model.reference import reference_of
+from klsweep.model.weights import named_weights
 from klsweep.objective.objective import Objective
 from klsweep.record.folder import Attempt, RunFolder
 from klsweep.rollout.engine import Generation, Rollout
 from klsweep.training import checkpoint
+from klsweep.training.ahead import SamplingProcess
 from klsweep.training.collect import Collector, longest_sequence
 from klsweep.training.evaluate import ItemRow, evaluate
 from klsweep.training.metrics import Metrics
@@ -24,6 +26,8 @@ from klsweep.training.step import Learner
 
 class Trainer:
     """What a run computes with. Which computation comes when, what is recorded and when to stop, `train` decides.
+
+    A context manager as long as it trains.
 
     BadInput if the policy has no positions for the longest prompt and response.
     """
@@ -42,6 +46,7 @@ class Trainer:
         self._optimiser.register_step_post_hook(lambda *_: self._weights.publish())
         self._sampler = spec.rollout.bind(self._policy, longest_sequence(spec, self._policy))
         self._collector = Collector(spec, self._policy, self._sampler)
+        self._ahead: SamplingProcess | None = None
         self._learner = Learner(
             policy=self._policy,
             reference=self._reference,
@@ -69,9 +74,25 @@ class Trainer:
         """See `Sampler.repeats_itself`."""
         return self._sampler.repeats_itself
 
-    def collect(self, index: int, version: int) -> Rollout:
-        """See `Collector.collect`."""
-        return self._collector.collect(index, version)
+    def __enter__(self) -> "Trainer":
+        """With `sampling.overlap`: start the process that `begin` asks."""
+        if self._spec.sampling.overlap:
+            self._ahead = SamplingProcess(self._spec, lambda: named_weights(self._policy))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+
+    def begin(self, index: int, version: int) -> Callable[[], Rollout]:
+        """Have the batch of update `index` sampled from today's weights, of which `version` says how many updates they
+        have seen: here and now, or in another process while the caller goes on. Returns what waits for it.
+        """
+        if self._ahead is None:
+            rollout = self._collector.collect(index, version)
+            return lambda: rollout
+        fetch = self._ahead.begin(index, version)
+        return lambda: fetch().to(self.device)
 
     def score(self, tokens: Tokens) -> Scores:
         """What the policy and the reference say of a batch's tokens before its update, while the sampler rests."""

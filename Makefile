@@ -57,7 +57,7 @@ format: install
 	$(BIN)/ruff format .
 
 benchmark: install
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks.run $(ONLY)
 
 clean:
 	rm -rf .venv $(PARITY) build *.egg-info

@@ -120,14 +120,18 @@ def _collapsed(run: RunResult, inside: Sequence[str]) -> bool:
 
 
 def _warnings(runs: Sequence[RunResult]) -> list[str]:
-    """What would make two rows incomparable."""
+    """What would make two rows incomparable, or a figure less than it seems."""
     checks = {
         "evaluation settings": {str(run.status.get("eval_id")) for run in runs if run.finished},
         "science-code hashes": {str(run.status.get("science_hash")) for run in runs if run.finished},
         "plugin-code hashes": {str(run.status.get("plugin_hash")) for run in runs if run.finished},
     }
-    return [
+    warnings = [
         f"finished runs have {len(found)} different {what} ({', '.join(sorted(found))}): rows may not be comparable"
         for what, found in checks.items()
         if len(found) > 1
     ]
+    if failing := [run for run in runs if run.verifier_errors]:
+        total = sum(run.verifier_errors for run in failing)
+        warnings.append(f"verifiers could not grade {total} responses in {len(failing)} runs; those count as wrong")
+    return warnings

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from klsweep.record.files import Row, read_rows
 from klsweep.record.folder import FINISHED, SweepFolder
+from klsweep.record.rollouts import verifier_errors
 
 LAST_UPDATES = 5  # training figures are means over a run's last updates: one update is noise
 
@@ -18,6 +19,7 @@ class RunResult:
     base: Row | None  # metrics row of update 0: the base's evaluation
     last: list[Row]  # metrics rows of the last updates
     final_eval: Row | None  # the last row with an evaluation, once the run is finished
+    verifier_errors: int  # responses that could not be graded, and count as wrong
 
     @property
     def finished(self) -> bool:
@@ -56,4 +58,6 @@ def _load(sweep: SweepFolder, plan: Row) -> RunResult:
     finished = status["state"] in FINISHED
     # an earlier evaluation is not the final one: a run can diverge long after it
     evaluated = updates[-1] if updates and any(key.startswith("eval/") for key in updates[-1]) else None
-    return RunResult(plan, status, base, updates[-LAST_UPDATES:], evaluated if finished else None)
+    return RunResult(
+        plan, status, base, updates[-LAST_UPDATES:], evaluated if finished else None, verifier_errors(folder)[0]
+    )

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from klsweep.rollout.engine import Engine
     from klsweep.sweep.launch_local import Local
     from klsweep.sweep.resources import Slurm
-    from klsweep.tasks.base import Task
-    from klsweep.tasks.reward import Verifier
+    from klsweep.tasks.base import Reward, Task
     from klsweep.tracking import Wandb
     from klsweep.training.settings import Checkpoint, Eval, Train
 
@@ -61,7 +60,7 @@ class RunSpec:
     sampling: Sampling
     algorithm: Algorithm
     task: Task
-    reward: Verifier
+    reward: Reward
     eval: Eval
     rollout: Engine
     launcher: Local | Slurm

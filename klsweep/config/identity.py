@@ -51,6 +51,9 @@ OPERATIONAL = (
     "eval",  # results carry an evaluation id of their own
     "train.micro_batch_size",
     "train.checkpoint_seconds",
+    "train.base_check",
+    "train.probe_every",
+    "train.probe_prompts",
     "sampling.overlap",
     "sampling.device",
     "rollout.batch_size",

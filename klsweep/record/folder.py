@@ -71,6 +71,10 @@ class RunFolder:
         return self.path / "eval"
 
     @property
+    def rollouts(self) -> Path:
+        return self.path / "rollouts"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from klsweep.model.policy import Policy, Tokens
 from klsweep.model.source import Model
+from klsweep.tasks.base import Grade
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Rollout:
     prompts: list[int]  # index of each prompt in the task's training set, [N]
     generation: Generation  # B = N × group_size, a group adjacent
     rewards: Tensor  # [B]
-    verifier_errors: int  # responses that the verifier could not grade, and that count as incorrect
+    grades: list[Grade]  # [B]
 
     def to(self, device: Any) -> "Rollout":
         """The same with its tensors on a device."""

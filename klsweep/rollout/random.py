@@ -16,6 +16,7 @@ class Stream(IntEnum):
     PROMPT_ORDER = 2
     EVALUATION = 3
     AUDIT = 4
+    PROBE = 5
 
 
 def uniforms(seed: int, stream: Stream, update: int, prompts: Sequence[int], samples: int, length: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from klsweep.record.files import Row
 from klsweep.record.folder import RunFolder
+from klsweep.record.rollouts import base_lines, base_summary, rollout_rows
 
 PLAIN_SECONDS = 10.0  # between lines where the output is no terminal
 
@@ -25,6 +26,7 @@ class SweepProgress:
         self._live = Live(console=console, transient=True) if console.is_terminal else None
         self._active: dict[str, Row] = {}
         self._updates_done: dict[str, int] = {}
+        self._bases_shown: set[tuple[str | None, ...]] = set()
         self._ended = 0
         self._start = self._said_at = time.monotonic()
 
@@ -39,12 +41,15 @@ class SweepProgress:
 
     def on_update(self, folder: RunFolder, update: int, row: Row) -> None:
         """A worker finished an update."""
+        if update == 1:
+            self._show_base(folder, folder.recorded())
         self._active[folder.run_id] = {"update": update, **row}
         self._updates_done[folder.run_id] = update
         self._show()
 
     def on_end(self, folder: RunFolder, status: Row) -> None:
         """A run ended."""
+        self._show_base(folder, status)
         self._ended += 1
         self._active.pop(folder.run_id, None)
         self._updates_done[folder.run_id] = self._runs[folder.run_id]["updates"]
@@ -54,6 +59,17 @@ class SweepProgress:
                 Text(f"{status['state']}: {self._name(folder.run_id)}: {cause} ({folder.path})", style="red")
             )
         self._show()
+
+    def _show_base(self, folder: RunFolder, status: Row) -> None:
+        """Once per model and task: how the base does, and, of a run on its own, its first responses."""
+        axes = self._runs[folder.run_id]["axes"]
+        kind = axes.get("model"), axes.get("task")
+        if kind in self._bases_shown or not status.get("base"):
+            return
+        self._bases_shown.add(kind)
+        lines = base_lines(rollout_rows(folder, "base")) if len(self._runs) == 1 else []
+        for line in (base_summary(status["base"], axes.get("task")), *lines):
+            self._console.print(Text(line))
 
     def _show(self) -> None:
         if self._live:

@@ -46,6 +46,11 @@ def status_lines(status: dict[str, Any]) -> Group:
     for failure in status["failures"]:
         parts.append(Text(f"{failure['count']} {failure['state']}: {failure['cause']}", style="red"))
         parts += [Text(f"    {line}", style="dim") for line in failure["last_lines"]]
+    if failing := [run for run in status["runs"] if run["verifier_errors"]]:
+        total = sum(run["verifier_errors"] for run in failing)
+        where = f"rollouts/errors.jsonl of {failing[0]['run_id']}: {failing[0]['verifier_error']}"
+        text = f"warning: verifiers could not grade {total} responses in {len(failing)} runs ({where})"
+        parts.append(Text(text, style="yellow"))
     rows = [run for run in status["runs"] if run["state"] != "done"]
     rows.sort(key=lambda run: (run["state"] == "pending", run["state"] == "running"))
     if not rows:

@@ -1,6 +1,7 @@
 """The state of every planned run: what the records say, held against what SLURM says."""
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from klsweep.record.claims import PATIENCE_SECONDS, Owner
 from klsweep.record.files import Row, last_row
 from klsweep.record.folder import FINISHED, KEPT_FACTS, RunFolder, SweepFolder
+from klsweep.record.rollouts import verifier_errors
 from klsweep.sweep import cluster
 from klsweep.sweep.submissions import Placed, clusters, log_file, mark, queued, submitted
 
@@ -143,13 +145,17 @@ def sweep_status(sweep: SweepFolder) -> dict[str, Any]:
 
 def _run_row(sweep: SweepFolder, planned: Row, observed: Observed) -> Row:
     status, queue = observed.status, observed.queue
-    last = last_row(sweep.run(planned["run_id"]).timing) if status["state"] != "pending" else None
+    folder, begun = sweep.run(planned["run_id"]), status["state"] != "pending"
+    last = last_row(folder.timing) if begun else None
+    errors, error = verifier_errors(folder) if begun else (0, None)
     return {
         **{key: planned[key] for key in ("run_id", "cell_id", "seed", "axes", "kl_coef", "fields")},
         "state": status["state"],
         "cause": _cause(sweep, planned["run_id"], observed),
         "attempt": status["attempt"],
         "update": last["update"] if last else None,
+        "verifier_errors": errors,
+        "verifier_error": error,
         "updates": planned["updates"],
         "job": observed.job,
         "queue": _place(queue) if observed.waits and queue else None,
@@ -209,6 +215,6 @@ def _tail(file: Path, size: int = 4096) -> str:
 
 
 def without_numbers(text: str) -> str:
-    """A cause without what differs between runs that failed alike: numbers, ids and paths."""
-    words = ["…" if "/" in word or any(c.isdigit() for c in word) else word for word in text.split()]
-    return " ".join(words)
+    """A cause without what differs between runs that failed alike: texts in double quotes, numbers, ids and paths."""
+    words = re.sub(r'"(?:[^"\\]|\\.)*"', "…", text).split()
+    return " ".join("…" if "/" in word or any(c.isdigit() for c in word) else word for word in words)

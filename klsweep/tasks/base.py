@@ -59,6 +59,12 @@ class OffersOptions(Protocol):
     def options(self, item: Item) -> Options: ...
 
 
+class Reward(Protocol):
+    """What a response is worth: a finite number."""
+
+    def __call__(self, item: Item, response: str, grade: Grade) -> float: ...
+
+
 @lru_cache(maxsize=256)
 def fingerprint(task: Task) -> str:
     """SHA-256 of every train and evaluation item: the part of a run's identity that says which data it saw."""

@@ -27,6 +27,7 @@ from klsweep.model.weights import named_weights
 from klsweep.record.files import read_json, write_json
 from klsweep.record.folder import Attempt, RunFolder
 from klsweep.rollout.engine import Generation, Rollout
+from klsweep.tasks.base import Grade
 
 KEPT = 2
 
@@ -300,7 +301,7 @@ def _restore_optimiser(weights: Masters, optimiser: torch.optim.Optimizer, tenso
         optimiser.state[parameters[name]][entry] = value.to(device, copy=True)  # not a view of the file
 
 
-_FIELDS = ("update", "version", "prompts", "verifier_errors")
+_FIELDS = ("update", "version", "prompts", "grades")
 _TENSORS = ("prompt_ids", "prompt_mask", "response_ids", "mask")
 
 
@@ -323,7 +324,7 @@ def _rollouts(described: list[dict[str, Any]], tensors: dict[str, Tensor]) -> li
     """Rollouts of their own memory: a loaded tensor is a view of a file that may be removed."""
     return [
         Rollout(
-            **described[i],
+            **{**described[i], "grades": [Grade(*grade) for grade in described[i]["grades"]]},
             generation=Generation(
                 Tokens(*(tensors[f"{i}/{name}"].clone() for name in _TENSORS)),
                 tensors[f"{i}/sampler_logprobs"].clone(),

@@ -11,6 +11,7 @@ from klsweep.model.policy import Policy
 from klsweep.rollout.engine import Rollout, Sampler
 from klsweep.rollout.random import Stream, prompt_order, uniforms
 from klsweep.tasks.base import Item
+from klsweep.tasks.grading import graded, rewarded
 
 
 @dataclass(frozen=True)
@@ -23,31 +24,39 @@ class Collector:
 
     def collect(self, index: int, version: int) -> Rollout:
         """The batch of update `index`, sampled and graded; `version`: updates that the sampler's weights have seen."""
+        settings, seed = self.spec.train, self.spec.root.seed
+        prompts = prompt_order(seed, index, settings.prompts_per_update, len(self.spec.task.train_items()))
+        return self._answered(index, version, prompts, Stream.ROLLOUT, index)
+
+    def probe(self, update: int) -> Rollout:
+        """The first training prompts, answered by the weights after `update` with the same draws each time."""
+        count = min(self.spec.train.probe_prompts, len(self.spec.task.train_items()))
+        return self._answered(update, update, list(range(count)), Stream.PROBE, 0)
+
+    def _answered(self, update: int, version: int, prompts: list[int], stream: Stream, counter: int) -> Rollout:
+        """A group of graded responses to each of these training prompts."""
         spec, group_size = self.spec, self.spec.algorithm.group_size
         items = spec.task.train_items()
-        prompts = prompt_order(spec.root.seed, index, spec.train.prompts_per_update, len(items))
-        asked = [items[p] for p in prompts]
-        draws = uniforms(
-            spec.root.seed, Stream.ROLLOUT, index, range(len(prompts)), group_size, spec.task.max_response_tokens
-        )
+        asked = [items[prompt] for prompt in prompts]
+        places, length = range(len(prompts)), spec.task.max_response_tokens
         generation = self.sampler.generate(
             self.policy.encode([item.prompt for item in asked]),
             group_size,
-            draws,
+            uniforms(spec.root.seed, stream, counter, places, group_size, length),
             spec.rollout.temperature,
             spec.rollout.top_p,
         )
         responses = self.policy.decode(generation.tokens.response_ids)
         answered = list(zip(repeated(asked, group_size), responses, strict=True))
-        grades = [spec.task.grade(item, text) for item, text in answered]
-        rewards = [spec.reward(item, text, grade) for (item, text), grade in zip(answered, grades, strict=True)]
+        grades = [graded(spec.task, item, text) for item, text in answered]
+        rewards = [rewarded(spec.reward, *pair, grade) for pair, grade in zip(answered, grades, strict=True)]
         return Rollout(
-            update=index,
+            update=update,
             version=version,
             prompts=prompts,
             generation=generation,
             rewards=torch.tensor(rewards, device=generation.tokens.mask.device),
-            verifier_errors=sum(grade.error is not None for grade in grades),
+            grades=grades,
         )
 
 

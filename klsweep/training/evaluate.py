@@ -10,6 +10,7 @@ from klsweep.rollout.engine import Sampler
 from klsweep.rollout.hf import left_padded
 from klsweep.rollout.random import Stream, uniforms
 from klsweep.tasks.base import Item, OffersOptions, Task
+from klsweep.tasks.grading import graded
 from klsweep.training.settings import Eval
 
 ItemRow = dict[str, Any]
@@ -44,8 +45,8 @@ def _suite(
     how = {"temperature": settings.temperature, "top_p": settings.top_p, "template": policy.model.template_id()}
     rows = []
     for i, item in enumerate(items):
-        grades = [suite.grade(item, text) for text in texts[i * n : (i + 1) * n]]
-        greedy_grade = suite.grade(item, greedy_texts[i])
+        grades = [graded(suite, item, text) for text in texts[i * n : (i + 1) * n]]
+        greedy_grade = graded(suite, item, greedy_texts[i])
         rows.append(
             {
                 "item": i,
@@ -56,6 +57,7 @@ def _suite(
                 "greedy_correct": greedy_grade.correct,
                 "greedy_response": greedy_texts[i],
                 "verifier_errors": sum(grade.error is not None for grade in (*grades, greedy_grade)),
+                "verifier_error": next((grade.error for grade in (*grades, greedy_grade) if grade.error), None),
                 "kl": kl[i],
                 "entropy": entropy[i],
                 **likelihoods[i],

@@ -22,13 +22,14 @@ from klsweep.tracking import Tracker
 from klsweep.training import checkpoint
 from klsweep.training import metrics as measure
 from klsweep.training.evaluate import ItemRow, summary
+from klsweep.training.probe import Witness
 from klsweep.training.trainer import Trainer
 
 
 class Outcome(NamedTuple):
-    """How training ended; `cause` says why it diverged."""
+    """How training ended; `cause` says why it diverged or failed."""
 
-    state: str  # done, diverged, or what should_stop said
+    state: str  # done, diverged, failed (the base was refused), or what should_stop said
     cause: str | None = None
 
 
@@ -70,7 +71,8 @@ def _train(
     kept = {} if trainer.repeats_itself else checkpoint.load_rollouts(folder, trainer.device)
     folder.evaluations.mkdir(exist_ok=True)
     suites = {suite: folder.evaluations / f"{suite}.jsonl" for suite in spec.eval.suites}
-    attempt.begin_logs([folder.metrics, folder.timing, *suites.values()], done or -1)
+    witness = Witness(spec, attempt, trainer, objective)
+    attempt.begin_logs([folder.metrics, folder.timing, *suites.values(), *witness.logs], done or -1)
 
     def begin(index: int) -> Callable[[], Rollout]:
         if index in kept:
@@ -81,6 +83,7 @@ def _train(
     def record_evaluation(update: int, rows: dict[str, list[ItemRow]]) -> measure.Metrics:
         for suite, suite_rows in rows.items():
             attempt.append(suites[suite], [{"update": update, **row} for row in suite_rows])
+        witness.sees_evaluation(update, rows)
         return summary(rows, spec.eval.pass_at)
 
     def record_update(update: int, row: measure.Metrics) -> None:
@@ -94,6 +97,7 @@ def _train(
     if done == 0:
         rows = base_evaluation(spec, artifacts, trainer.evaluate)
         record_update(0, record_evaluation(0, rows))
+        witness.probe(0, objective.kl.betas(1, settings.updates, beta_scale).reward)
     saved, saved_at = state.update, time.monotonic()
     while done < settings.updates:
         if reason := should_stop():
@@ -106,13 +110,17 @@ def _train(
             with clock.phase("rollout"):
                 rollout = queue.next(update, begin)
         except FloatingPointError as error:
+            witness.diverged()
             return Outcome("diverged", f"update {update}: {error}")
+        if done == 0 and (refusal := witness.sees_base(rollout)) is not None:
+            return Outcome("failed", refusal)
         tokens = rollout.generation.tokens
         with clock.phase("score"):
             scores = trainer.score(tokens)
         advantages = objective.advantages(
             rollout.rewards, scores.old_logprobs, scores.ref_logprobs, tokens.mask, betas.reward, scores.exact_kl
         )
+        witness.sees(rollout, scores, advantages)
         with clock.phase("step"):
             steps = trainer.update(rollout.generation, scores, advantages, betas.loss, settings.lr_at(update))
         row: measure.Metrics = {
@@ -136,6 +144,9 @@ def _train(
             except FloatingPointError as error:
                 cause = cause or str(error)
         record_update(update, row)
+        if cause is None:
+            with clock.phase("probe"):
+                witness.probe(update, betas.reward)
         if update in spec.checkpoint.keep_at:  # before the checkpoint: a run that goes on from that does not come here
             trainer.save_milestone(attempt, update)
         due = done == settings.updates or time.monotonic() - saved_at >= settings.checkpoint_seconds
@@ -145,6 +156,7 @@ def _train(
             saved, saved_at = done, time.monotonic()
         attempt.append(folder.timing, [{"update": update, **clock.row(int(tokens.mask.sum().item()))}])
         if cause is not None:
+            witness.diverged()
             return Outcome("diverged", f"update {update}: {cause}")
     checkpoint.keep_weights_only(attempt)
     return Outcome("done")

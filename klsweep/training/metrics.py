@@ -57,8 +57,8 @@ def clip_metrics(scores: Scores, mask: Tensor, objective: Objective) -> Metrics:
 
 
 def reward_metrics(rollout: Rollout, group_size: int) -> Metrics:
-    """Mean and spread of rewards, the share of groups whose rewards are all equal (no signal in them), and how many
-    responses could not be graded.
+    """Mean and spread of rewards, the share of groups whose rewards are all equal (no signal in them), the share of
+    responses that the verifier accepts, and how many it could not grade.
     """
     rewards = rollout.rewards
     groups = rewards.double().view(-1, group_size)
@@ -66,7 +66,8 @@ def reward_metrics(rollout: Rollout, group_size: int) -> Metrics:
         "reward/mean": groups.mean().item(),
         "reward/std": rewards.double().std(correction=0).item(),
         "reward/zero_variance_groups": (groups.max(1).values == groups.min(1).values).double().mean().item(),
-        "reward/verifier_errors": rollout.verifier_errors,
+        "reward/correct": sum(grade.correct for grade in rollout.grades) / len(rollout.grades),
+        "reward/verifier_errors": sum(grade.error is not None for grade in rollout.grades),
     }
 
 

@@ -1,8 +1,8 @@
 """The `train` and `eval` nodes. No torch: plans read them."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from annotated_types import Gt, Le, Len
+from annotated_types import Ge, Gt, Le, Len
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from klsweep.component import Seed, component
@@ -23,6 +23,9 @@ class Train:
     max_kl: PositiveFloat | None
     min_reward: float | None
     checkpoint_seconds: NonNegativeFloat
+    base_check: Literal["refuse", "warn", "off"]
+    probe_every: NonNegativeInt
+    probe_prompts: Annotated[int, Ge(1), Le(64)]
 
     def __post_init__(self) -> None:
         if self.prompts_per_update % self.minibatches:

@@ -94,6 +94,10 @@ class Trainer:
         fetch = self._ahead.begin(index, version)
         return lambda: fetch().to(self.device)
 
+    def probe(self, update: int) -> Rollout:
+        """See `Collector.probe`."""
+        return self._collector.probe(update)
+
     def score(self, tokens: Tokens) -> Scores:
         """What the policy and the reference say of a batch's tokens before its update, while the sampler rests."""
         self._sampler.rest()

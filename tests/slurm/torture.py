@@ -189,7 +189,8 @@ def neighbours(arena: Arena, name: str) -> str:
     status = trial.settle()
     found = {run["run_id"]: run["cause"] for run in status["runs"]}
     assert [run["state"] for run in status["runs"]] == ["failed", "failed", "failed", "done"], status
-    assert found[runs[0]] == "RuntimeError: a fault in the reward", found
+    assert found[runs[0]].startswith("GradingError: reward Paced raised on the prompt "), found
+    assert found[runs[0]].endswith(": RuntimeError: a fault in the reward"), found
     assert found[runs[1]] == "vanished: the worker process ended with exit code 137", found
     assert found[runs[2]] == "vanished: the worker process ended with signal SIGSEGV", found
     assert "raise RuntimeError" in "".join(status["failures"][0]["last_lines"] + status["failures"][1]["last_lines"])

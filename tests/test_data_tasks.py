@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -348,6 +349,24 @@ def test_options_of_multiple_choice():
     assert choice_task("text").options(task.eval_items()[1]).texts == ("Momentum", "Mass", "Kinetic energy", "Charge")
 
 
+def test_repeated_questions_are_evaluated_as_often_as_they_are_there(tmp_path):
+    question = {"question": "Which?", "subject": "s", "choices": ["x", "y"], "answer": 0}
+    rows = [question, question, {**question, "choices": ["y", "x"]}]
+    file = tmp_path / "repeated.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = replace(choice_task(), eval_source=source(file), template="{{ question }} {{ choices }}")
+    assert len(task.eval_items()) == 3
+    assert task.options(task.eval_items()[2]).prompt == "Which? y? Answer:"
+    blind = replace(task, template="{{ question }}")
+    with pytest.raises(BadInput, match=r"'Which\?' is asked with different choices, which it does not show"):
+        blind.options(blind.eval_items()[0])
+    own = tmp_path / "train.jsonl"
+    own.write_text("".join(json.dumps({"q": q, "a": 1}) + "\n" for q in ("e", "e", "t", "t", "e", "u")))
+    split = own_task(own, eval_prompts=2)
+    assert [item.prompt for item in split.eval_items()] == ["e", "e"]
+    assert [item.prompt for item in split.train_items()] == ["t", "u"]
+
+
 @pytest.mark.parametrize(
     ("response", "found"),
     [
@@ -440,7 +459,10 @@ JSONL = ["train", "task=jsonl", "eval=own", "task.source.answer=a", "task.templa
         (["task.source.path=own.jsonl", "task.eval_prompts=3"], "train_prompts=None: the source has only 0"),
         ([], "task.source.path: has no default: give it a value"),
         (["task.source.path=lab/none"], "source path='lab/none' (revision main): not on this machine, and reading"),
-        (["task.source.path=own.jsonl", "eval.in_distribution=[math]"], "eval.in_distribution=['math']: no such suite"),
+        (
+            ["task.source.path=own.jsonl", "eval.in_distribution=[math]"],
+            "eval.in_distribution: no suite 'math' is",
+        ),
     ],
 )
 def test_one_line_before_anything_runs(more, message, in_tmp, capsys):

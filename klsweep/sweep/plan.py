@@ -275,8 +275,12 @@ def suite_roles(spec: RunSpec, task: str) -> dict[str, str]:
     """Which evaluation suites are in distribution ("in"), which are not ("out"): as `eval.in_distribution` says, else
     those with the trained task's evaluation prompts are.
 
-    BadInput if one asks prompts that are trained on; `task` is the name of that choice.
+    BadInput if one asks prompts that are trained on, or there is none of that name; `task` is the name of that choice.
     """
+    if absent := set(spec.eval.in_distribution or ()) - set(spec.eval.suites):
+        raise BadInput(
+            f"eval.in_distribution: no suite {min(absent)!r} is evaluated (suites: {', '.join(spec.eval.suites)})"
+        )
     for name, suite in spec.eval.suites.items():
         if shared := shared_prompts(spec.task, suite):
             raise BadInput(

@@ -2,6 +2,7 @@
 
 import re
 from functools import lru_cache
+from itertools import islice
 from typing import Literal
 
 from klsweep.component import component
@@ -52,14 +53,17 @@ class Choice(DataTask):
 
     def options(self, item: Item) -> Options:
         """What the likelihood is asked of: the prompt, and each option as it would go on."""
-        row = _rows(self)[item.prompt]
+        row = _rows(self)[item]
         choices = row["choices"]
         texts = LETTERS[: len(choices)] if self.scored == "letter" else [str(choice).strip() for choice in choices]
         return Options(render(self.likelihood_template, row), tuple(texts), LETTERS.index(item.answer))
 
 
 @lru_cache(maxsize=64)
-def _rows(task: Choice) -> dict[str, Row]:
-    """The rows of the evaluation prompts, by prompt."""
-    wanted = {item.prompt for item in task.eval_items()}
-    return {item.prompt: row for item, row in task.items_of(task.evaluated) if item.prompt in wanted}
+def _rows(task: Choice) -> dict[Item, Row]:
+    """The row of each evaluation item. BadInput if two with different choices look the same."""
+    rows: dict[Item, Row] = {}
+    for item, row in islice(task.items_of(task.evaluated), task.eval_prompts):
+        if rows.setdefault(item, row)["choices"] != row["choices"]:
+            raise BadInput(f"template: {item.prompt[:60]!r} is asked with different choices, which it does not show")
+    return rows

@@ -1,6 +1,6 @@
 """Tasks over data: rows become items, and training and evaluation prompts are kept apart."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 
@@ -17,10 +17,10 @@ from klsweep.tasks.template import render
 class DataTask:
     """What tasks over data have in common.
 
-    Evaluation prompts are those of `eval_source`; without one, the first `eval_prompts` of `source`. Training prompts
-    are the other prompts of `source` (null: there is nothing to train on), in the order of the data, without
-    repetition; a prompt that is evaluated is never trained on. `train_prompts` and `eval_prompts` cut either set
-    (null: all). `template` makes a prompt of a row's columns (Jinja).
+    Evaluation prompts are those of `eval_source`; without one, the first `eval_prompts` of `source`. Repetitions stay:
+    a benchmark has the questions it has. Training prompts are the other prompts of `source` (null: there is nothing to
+    train on), in the order of the data, each once; a prompt that is evaluated is never trained on. `train_prompts` and
+    `eval_prompts` cut either set (null: all). `template` makes a prompt of a row's columns (Jinja).
     """
 
     source: Source | None
@@ -54,13 +54,9 @@ class DataTask:
         return str(row[source.answer])
 
     def items_of(self, source: Source) -> Iterator[tuple[Item, Row]]:
-        """The items of a source's rows, each prompt once."""
-        seen: set[str] = set()
+        """The items of a source's rows."""
         for row in source.rows():
-            item = Item(render(self.template, row), self.answer_of(row, source))
-            if item.prompt not in seen:
-                seen.add(item.prompt)
-                yield item, row
+            yield Item(render(self.template, row), self.answer_of(row, source)), row
 
 
 @lru_cache(maxsize=64)
@@ -71,9 +67,15 @@ def _split(task: DataTask) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
         raise BadInput(f"{'eval_source' if task.eval_source else 'source'}: no rows to evaluate on")
     if task.source is None:
         return (), held_out
-    evaluated = {item.prompt for item in held_out}
-    rest = (item for item, _ in task.items_of(task.source) if item.prompt not in evaluated)
-    train = tuple(islice(rest, task.train_prompts))
+    train = tuple(islice(_new(task.items_of(task.source), {item.prompt for item in held_out}), task.train_prompts))
     if len(train) < (task.train_prompts or 1):
         raise BadInput(f"train_prompts={task.train_prompts}: the source has only {len(train)} besides those evaluated")
     return train, held_out
+
+
+def _new(items: Iterable[tuple[Item, Row]], seen: set[str]) -> Iterator[Item]:
+    """The items whose prompts have not been seen, each prompt once."""
+    for item, _ in items:
+        if item.prompt not in seen:
+            seen.add(item.prompt)
+            yield item

@@ -119,11 +119,10 @@ def _ratios(rounds: Sequence[Round], other: str, clock: int) -> list[float]:
 
 def _phases(timing: Sequence[dict]) -> Iterator[Row]:
     """Where klsweep's time goes, and its generated tokens per second."""
-    total = statistics.median(row["seconds/total"] for row in timing)
-    parts = {name: statistics.median(row[f"seconds/{name}"] for row in timing) for name in ("rollout", "score", "step")}
-    shares = ", ".join(f"{name} {share / total:.0%}" for name, share in parts.items())
-    rest = 1 - sum(parts.values()) / total
-    yield Row("phases of klsweep's update", f"{shares}, metrics and record {rest:.0%}")
+    total = sum(row["seconds/total"] for row in timing)
+    parts = {name: sum(row[f"seconds/{name}"] for row in timing) / total for name in ("rollout", "score", "step")}
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in parts.items())
+    yield Row("phases of klsweep's update", f"{shares}, metrics and record {1 - sum(parts.values()):.0%}")
     tokens = statistics.median(row["tokens_per_second"] for row in timing)
     yield Row("generated tokens per second of training", f"{tokens:,.0f}")
 

@@ -213,13 +213,12 @@ def test_hostile_answers_are_graded_in_bounded_time(name):
     text = HOSTILE[name]
     isolated("klsweep.tasks.equivalence:equivalent", ["1", "1"], 60.0)  # started and loaded
     countdown = Item("p", json.dumps({"numbers": [1, 2, 3], "target": 6}))
-    for gold in ("1", "\\frac{1}{2}"):
-        began = time.perf_counter()
-        for response in (f"\\boxed{{{text}}}", text):
-            grade = grade_boxed(gold, response, 1.0)
-            assert grade.extracted is None or len(grade.extracted) <= MAX_ANSWER
-            assert not grade.correct or name == "boxes"  # which hold a 1
-        assert time.perf_counter() - began < 8.0
+    began = time.perf_counter()
+    for response in (f"\\boxed{{{text}}}", text):
+        grade = grade_boxed("\\frac{1}{2}", response, 1.0)
+        assert grade.extracted is None or len(grade.extracted) <= MAX_ANSWER
+        assert not grade.correct
+    assert time.perf_counter() - began < 8.0
     began = time.perf_counter()
     assert not countdown_task().grade(countdown, f"<answer>{text}</answer>").correct
     assert not choice_task().grade(Item("p", "B"), f"\\boxed{{{text}}} answer is {text}").correct

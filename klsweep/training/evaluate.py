@@ -14,6 +14,7 @@ from klsweep.tasks.grading import graded
 from klsweep.training.settings import Eval
 
 ItemRow = dict[str, Any]
+EXAMPLES = 3  # of what a verifier could not grade
 
 
 def evaluate(
@@ -92,6 +93,17 @@ def _joined(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], 
     reversed_ids, reversed_mask = left_padded([answer[::-1] for answer in answers], pad_id)
     parts = prompt_ids, prompt_mask, reversed_ids.flip(1), reversed_mask.flip(1).float()
     return Tokens(*(part.to(device) for part in parts))
+
+
+def ungraded(update: int, rows: Mapping[str, Sequence[ItemRow]]) -> list[ItemRow]:
+    """What an evaluation adds to `rollouts/errors.jsonl`: for each suite, how many responses its verifier failed on."""
+    found = []
+    for suite, items in rows.items():
+        failing = [row for row in items if row["verifier_errors"]]
+        examples = [{"item": row["item"], "error": row["verifier_error"]} for row in failing[:EXAMPLES]]
+        errors = sum(row["verifier_errors"] for row in failing)
+        found += [{"update": update, "where": suite, "errors": errors, "examples": examples}] if failing else []
+    return found
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:

@@ -19,13 +19,13 @@ from klsweep.record.files import Row, rows_text, write_text
 from klsweep.record.folder import Attempt
 from klsweep.record.rollouts import Kind, base_lines, base_summary, rollout_file
 from klsweep.rollout.engine import Rollout
+from klsweep.training.evaluate import EXAMPLES, ungraded
 from klsweep.training.trainer import Trainer
 
 BASE_SHOWN = 10
 BATCHES_KEPT = 2
 TOKENS_KEPT = 2**17  # of a batch: its JSON is then about 10 MB
 PROBE_BYTES = 2**28  # of probes.jsonl: no more probes beyond
-EXAMPLES = 3
 EXCERPT = 500
 
 
@@ -98,18 +98,12 @@ class Witness:
             texts = self._trainer.policy.decode(rollout.generation.tokens.response_ids)
             rows = [self._described(rollout, texts, place) for place in errors[:EXAMPLES]]
             examples = [{key: str(row[key])[:EXCERPT] for key in ("prompt", "response", "error")} for row in rows]
-            self._note_errors(rollout.update, "training", len(errors), examples)
+            row = {"update": rollout.update, "where": "training", "errors": len(errors), "examples": examples}
+            self._attempt.append(self._path("errors"), [row])
 
     def sees_evaluation(self, update: int, rows: dict[str, list[Row]]) -> None:
-        """An evaluation: note the items whose responses could not be graded."""
-        for suite, items in rows.items():
-            if found := [row for row in items if row["verifier_errors"]]:
-                examples = [{"item": row["item"], "error": row["verifier_error"]} for row in found[:EXAMPLES]]
-                self._note_errors(update, suite, sum(row["verifier_errors"] for row in found), examples)
-
-    def _note_errors(self, update: int, where: str, errors: int, examples: list[Row]) -> None:
-        row = {"update": update, "where": where, "errors": errors, "examples": examples}
-        self._attempt.append(self._path("errors"), [row])
+        """An evaluation: note what could not be graded."""
+        self._attempt.append(self._path("errors"), ungraded(update, rows))
 
     def probe(self, update: int, beta: float) -> None:
         """After an update: ask the probe prompts, if it is their turn. `beta`: that of the KL in the reward."""

@@ -8,8 +8,9 @@ from klsweep.config.build import RunSpec
 from klsweep.objective.objective import build_objective
 from klsweep.record.files import Row, read_rows
 from klsweep.record.folder import Attempt, RunFolder
+from klsweep.record.rollouts import rollout_file
 from klsweep.tracking import Tracker
-from klsweep.training.evaluate import ItemRow, summary
+from klsweep.training.evaluate import ItemRow, summary, ungraded
 from klsweep.training.loop import Outcome, Progress, base_evaluation
 from klsweep.training.settings import Subject
 from klsweep.training.trainer import Trainer
@@ -53,6 +54,7 @@ def reevaluate(
     for update, rows in ((0, base), (subject.update, found)):
         row = summary({name: rows[name] for name in logs}, spec.eval.pass_at)
         attempt.append(folder.metrics, [{"update": update, **row}])
+        attempt.append(rollout_file(folder, "errors"), ungraded(update, rows))
         tracker.log(update, row)
     return Outcome("done")
 
@@ -71,7 +73,8 @@ def _begin(attempt: Attempt, logs: Mapping[str, Path], update: int, base: Suites
     folder.evaluations.mkdir(exist_ok=True)
     found = {name: _complete(log, update, base[name]) for name, log in logs.items()}
     complete = {name: rows for name, rows in found.items() if rows}
-    attempt.begin_logs([folder.metrics], -1)
+    folder.rollouts.mkdir(exist_ok=True)
+    attempt.begin_logs([folder.metrics, rollout_file(folder, "errors")], -1)
     attempt.begin_logs([folder.timing], len(complete))
     for name, log in logs.items():
         attempt.begin_logs([log], update if name in complete else -1)

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import cluster, commands, safety, updates
+from benchmarks import agreement, cluster, commands, engines, overlap, safety, updates
 from benchmarks.frame import Part, Unavailable, replace_section, section
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -18,6 +18,9 @@ PARTS: dict[str, Part] = {
     "commands": commands.rows,
     "updates": updates.small,
     "updates-10m": updates.larger,
+    "engines": engines.rows,
+    "agreement": agreement.rows,
+    "overlap": overlap.rows,
     "safety": safety.rows,
     "slurm": cluster.rows,
 }

@@ -12,7 +12,7 @@ import pytest
 import klsweep.training.ahead as ahead
 from klsweep.errors import BadInput
 from klsweep.model.policy import load_base
-from klsweep.model.weights import named_weights
+from klsweep.model.weights import trained_weights
 from klsweep.sweep.plan import write_plan
 from tests.conftest import SMALL, planned, small_spec
 from tests.test_training import rows, run, weights
@@ -54,19 +54,26 @@ def process():
     """A sampling process for the shipped base, and the base."""
     spec = small_spec(*STALE, OVERLAP)
     policy = load_base(spec.model).trainable_copy()
-    found = ahead.SamplingProcess(spec, lambda: named_weights(policy))
+    found = ahead.SamplingProcess(spec, lambda: trained_weights(policy))
     yield found
     found.close()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["sampling.async_level=1", "sampling.sync_every=3", "eval.every=2"]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["adapter=lora", "adapter.rank=4"],
+        ["sampling.async_level=1", "sampling.sync_every=3", "eval.every=2"],
+    ],
+    ids=["lora", "sync_every"],
+)
 def test_overlapped_and_in_turn_write_the_same_bytes(tmp_path, more):
     turn, beside = (run(tmp_path, name, *STALE, *FEW, *more, *how)[1] for name, how in (("a", []), ("b", [OVERLAP])))
     assert beside.metrics.read_bytes() == turn.metrics.read_bytes()
     assert weights(beside) == weights(turn)
     assert (beside.path / "eval/add.jsonl").read_bytes() == (turn.path / "eval/add.jsonl").read_bytes()
-    expected = [0, 0, 0, 0, 3, 3] if more else [0, 0, 0, 1, 2, 3]
+    expected = [0, 0, 0, 0, 3, 3] if "sampling.sync_every=3" in more else [0, 0, 0, 1, 2, 3]
     assert [row["update"] - 1 - row["sampler/lag"] for row in rows(beside)[1:]] == expected
     assert not children(os.getpid())
 

@@ -211,6 +211,13 @@ def test_a_run_repeats_itself_and_resumes_to_the_same_bytes(engine, tmp_path):
 
 
 @pytest.mark.slow
+def test_adapters_are_handed_over_as_part_of_the_weights(engine, tmp_path):
+    lora = rows(run(tmp_path, "lora", *FEW, "adapter=lora", "adapter.rank=4", "train.lr=2e-2")[1])[1:]
+    assert all(0 < row["sampler/mismatch_max_token"] < 1e-4 for row in lora)
+    assert lora[-1]["kl/full_sequence"] > 1e-3
+
+
+@pytest.mark.slow
 def test_weights_that_are_not_finite_end_a_run_as_diverged(engine, tmp_path):
     outcome, _ = run(tmp_path, "run", *FEW, "train.lr=1e20", "placement=none")
     assert outcome.state == "diverged"

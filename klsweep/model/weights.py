@@ -23,6 +23,13 @@ def named_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
         yield plain, _merged(tensor, modules[owner]) if adapted else tensor
 
 
+def trained_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
+    """Name in the network and tensor, the policy's own, of every weight that training changes; tied ones come once."""
+    for name, parameter in policy.network.named_parameters():
+        if parameter.requires_grad:
+            yield name, parameter.detach()
+
+
 def _merged(weight: Tensor, layer: Any) -> Tensor:
     """W + (alpha / rank)·B·A, summed in the adapter's dtype."""
     (adapter,) = layer.active_adapters

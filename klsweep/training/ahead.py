@@ -31,7 +31,7 @@ TRAINERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal
 
 
 class SharedWeights:
-    """Room for one copy of a policy's weights in memory that two processes share. It has no name that could be left."""
+    """Room for one copy of a policy's trained weights in memory that two processes share. It has no name to be left."""
 
     def __init__(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         self._places: dict[str, tuple[int, torch.Size, torch.dtype]] = {}
@@ -51,9 +51,10 @@ class SharedWeights:
         for name, tensor in weights:
             views[name].copy_(tensor)
 
+    @torch.no_grad()
     def copy_into(self, policy: Policy) -> None:
-        """Copy its weights into a policy."""
-        own = policy.network.state_dict()
+        """Copy its weights into a policy that was made as the trainer's was."""
+        own = dict(policy.network.named_parameters())
         for name, view in self._views():
             own[name].copy_(view)
 
@@ -61,7 +62,7 @@ class SharedWeights:
 class SamplingProcess:
     """The trainer's side. The process ends with `close`, or with the trainer's process, however that ends.
 
-    `weights` gives the policy's weights as they are when it is called.
+    `weights` gives the policy's trained weights as they are when it is called.
     """
 
     def __init__(self, spec: RunSpec, weights: Callable[[], Iterable[tuple[str, Tensor]]]) -> None:
@@ -160,7 +161,8 @@ def _serve(connection: Connection, trainer: int, spec: RunSpec, weights: SharedW
 
 def _collect(connection: Connection, spec: RunSpec, weights: SharedWeights, threads: int) -> None:
     torch.set_num_threads(threads)
-    policy = load_policy(spec.model).trainable_copy()  # as the trainer's: how loaded tensors are aligned changes bits
+    # made as the trainer's was: even how a file's tensors are aligned in memory changes bits
+    policy = load_policy(spec.model).trainable_copy(spec.adapter, spec.root.seed)
     sampler = spec.rollout.bind(policy, longest_sequence(spec, policy))
     collector, current = Collector(spec, policy, sampler), -1
     while (asked := pickle.loads(connection.recv_bytes())) is not None:

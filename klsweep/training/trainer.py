@@ -12,7 +12,7 @@ from klsweep.config.build import RunSpec
 from klsweep.model.masters import Masters
 from klsweep.model.policy import Policy, Scores, Tokens, load_base, score
 from klsweep.model.reference import reference_of
-from klsweep.model.weights import named_weights
+from klsweep.model.weights import trained_weights
 from klsweep.objective.objective import Objective
 from klsweep.record.folder import Attempt, RunFolder
 from klsweep.rollout.engine import Generation, Rollout
@@ -77,7 +77,7 @@ class Trainer:
     def __enter__(self) -> "Trainer":
         """With `sampling.overlap`: start the process that `begin` asks."""
         if self._spec.sampling.overlap:
-            self._ahead = SamplingProcess(self._spec, lambda: named_weights(self._policy))
+            self._ahead = SamplingProcess(self._spec, lambda: trained_weights(self._policy))
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -25,7 +25,9 @@ def policy():
 
 
 def _generate(policy, batch_size=1024, samples=5, temperature=1.0, top_p=1.0, length=8):
-    sampler = HF(temperature=temperature, top_p=top_p, batch_size=batch_size).bind(policy, longest=64)
+    sampler = HF(temperature=temperature, top_p=top_p, batch_size=batch_size, ignore_stop=False).bind(
+        policy, longest=64
+    )
     draws = uniforms(0, Stream.ROLLOUT, 1, range(len(PROMPTS)), samples, length)
     return sampler.generate(policy.encode(PROMPTS), samples, draws, temperature, top_p)
 

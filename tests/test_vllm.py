@@ -106,7 +106,7 @@ def test_a_new_policy_begins_with_its_own_weights_in_the_same_engine(engine, sam
 
 @pytest.mark.slow
 def test_greedy_responses_are_those_of_hf(sampler, policy):
-    hf = HF(temperature=1.0, top_p=1.0, batch_size=1024).bind(policy, longest=64)
+    hf = HF(temperature=1.0, top_p=1.0, batch_size=1024, ignore_stop=False).bind(policy, longest=64)
     for suite in small_spec().eval.suites.values():
         prompts = [item.prompt for item in suite.eval_items()]
         one, two = (asked(s, policy, prompts, samples=1, temperature=0.0) for s in (sampler, hf))

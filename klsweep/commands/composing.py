@@ -1,4 +1,4 @@
-"""Commands that compose a configuration: train, sweep, plan, doctor, fetch, audit."""
+"""Commands that compose a configuration: train, sweep, plan, doctor, smoke, fetch, audit."""
 
 import argparse
 import json
@@ -30,6 +30,9 @@ def declare(commands: Commands) -> None:
     text = "submit two short jobs that check what sweeps need from the cluster"
     doctor = commands.composing("doctor", _doctor, text)
     doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
+    text = "try out, for two updates at full length, the heaviest cell of each group that takes equal memory"
+    smoke = commands.composing("smoke", _smoke, text, trains=True)
+    smoke.add_argument("--json", action="store_true", help="print the findings as JSON")
     text = "download the models of an experiment (its name, or overrides), pinned by revision, into the cache"
     commands.composing("fetch", _fetch, text)
     add_options(commands.composing("audit", _audit, "which gradient a configuration's KL term really takes, exactly"))
@@ -120,6 +123,26 @@ def _doctor(options: argparse.Namespace) -> int:
     return OK if all(check.passed for check in checks) else FAILED
 
 
+def _smoke(options: argparse.Namespace) -> int:
+    from klsweep.sweep.smoke import print_trials, smoke
+
+    options.overrides = _named_experiment(options.overrides)
+    plan = _make_plan(options)
+    if plan is None:
+        return OK
+    trials = smoke(plan)
+    if options.json:
+        print(json.dumps([trial.to_json() for trial in trials], indent=1))
+    else:
+        print_trials(trials)
+    return OK if all(trial.passed for trial in trials) else FAILED
+
+
+def _named_experiment(overrides: list[str]) -> list[str]:
+    """Overrides; a bare word among them is an experiment's name."""
+    return [word if "=" in word else f"experiment={word}" for word in overrides]
+
+
 def _fetch(options: argparse.Namespace) -> int:
     from klsweep.config.compose import composer
     from klsweep.sweep.fetch import fetch
@@ -128,7 +151,7 @@ def _fetch(options: argparse.Namespace) -> int:
         if options.cfg:
             _print_config(session, options.overrides)
             return OK
-        overrides = [word if "=" in word else f"experiment={word}" for word in options.overrides]
+        overrides = _named_experiment(options.overrides)
         for name, revision, folder in fetch(session, overrides):
             print(f"{name} at {revision or 'its folder'}: {folder}")
     return OK

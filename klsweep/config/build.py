@@ -87,7 +87,7 @@ class RunSpec:
 ROOT_FIELDS = tuple(field.name for field in dataclasses.fields(Root))  # pyright: ignore[reportArgumentType]
 NODES = tuple(field.name for field in dataclasses.fields(RunSpec) if field.name != "root")
 GRID_NODES = ("grid", "exclude", "values")  # an experiment's, of which its cells know nothing
-NO_PART_OF_A_RUN = (*GRID_NODES, "choices", "preset", "evaluate")
+NO_PART_OF_A_RUN = (*GRID_NODES, "choices", "preset", "evaluate", "smoke")
 
 
 # What the choices of an axis have in common. Named, not imported: these modules need torch.

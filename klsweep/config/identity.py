@@ -89,6 +89,7 @@ NEUTRAL: Mapping[str, Any] = {
     "correction": "NoCorrection",
     "rollout.top_p": 1.0,
     "sampling.sync_every": 1,
+    "rollout.ignore_stop": False,
 }
 
 # Fields of the `eval` node that do not change what an evaluation finds.

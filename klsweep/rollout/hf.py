@@ -19,18 +19,20 @@ from klsweep.rollout.engine import Generation
 @component
 class HF:
     """The `rollout=hf` node. `batch_size`: most sequences decoded at once, though never less than one
-    prompt's samples (memory only; results do not change)."""
+    prompt's samples (memory only; results do not change). `ignore_stop`: responses end at the length limit alone."""
 
     temperature: PositiveFloat
     top_p: Annotated[float, Gt(0), Le(1)]
     batch_size: PositiveInt
+    ignore_stop: bool
 
     def check(self, model: Model, here: bool) -> None:
         """Nothing: wherever the policy can be trained, it can be sampled from."""
 
     def bind(self, policy: Policy, longest: int) -> "HFSampler":
         """A sampler that shares the trainer's weights: an optimiser step is seen by the next `generate`."""
-        return HFSampler(policy.network, policy.tokenizer.pad_token_id, policy.stop_ids, self.batch_size)
+        stops = () if self.ignore_stop else policy.stop_ids
+        return HFSampler(policy.network, policy.tokenizer.pad_token_id, stops, self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class HFSampler:
         prompt_ids, prompt_mask = ids.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
         attention, position = prompt_mask, positions[:, -1:].repeat_interleave(samples, 0)
         alive = torch.ones(len(prompt_ids), dtype=torch.bool, device=ids.device)
-        stops = torch.tensor(self.stop_ids, device=ids.device)
+        stops = torch.tensor(self.stop_ids, dtype=torch.int64, device=ids.device)
         columns: list[tuple[Tensor, Tensor, Tensor]] = []
         for step in range(draws.shape[1]):
             token, logprob = draw_tokens(logits, draws[:, step], temperature, top_p)

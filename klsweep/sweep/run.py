@@ -16,7 +16,7 @@ from klsweep.sweep import cluster
 from klsweep.sweep.cost import Cost, Measured, calibration, estimate, measured
 from klsweep.sweep.launch_local import Local, launch
 from klsweep.sweep.launch_slurm import Submission, submit
-from klsweep.sweep.plan import Plan, write_config, write_plan
+from klsweep.sweep.plan import Plan, PlannedRun, write_config, write_plan
 from klsweep.sweep.progress import SweepProgress
 from klsweep.sweep.resources import Slurm
 from klsweep.sweep.snapshot import snapshot
@@ -184,14 +184,29 @@ def calibrate(plan: Plan) -> None:
         row = {**run.row, "run_id": folder.run_id, "updates": CALIBRATION_UPDATES}
         if run_here(sweep, [row], Local(parallel=1, threads=None), describe([row])):
             raise BadInput(f"calibration: {folder.status()['cause']} ({folder.path})")
-        times = list(read_rows(folder.timing))
-        rest = [t["seconds/total"] - t.get("seconds/eval", 0.0) for t in times]
-        every, updates = run.spec.eval.every, run.spec.train.updates
-        evaluations = 1 + (updates // every if every else 0)
-        evaluation = sum(t.get("seconds/eval", 0.0) for t in times)
-        (short_run,) = measured(sweep, [row])
-        per_update = min(rest) + evaluation * evaluations / updates
-        found.append(Measured(run.row["axes"], per_update, short_run.overhead, short_run.bytes))
+        found.append(extrapolated(run, sweep, row))
+    write_calibration(plan, found)
+
+
+def extrapolated(
+    run: PlannedRun, sweep: SweepFolder, row: Row, eval_share: float = 1.0, beside: float = 0.0
+) -> Measured:
+    """What `run` will take, from a run of a few updates in `sweep` that is evaluated once.
+
+    `eval_share` of the evaluation's prompts were asked; `beside` seconds of it are none of a run's.
+    """
+    times = list(read_rows(sweep.run(row["run_id"]).timing))
+    rest = [t["seconds/total"] - t.get("seconds/eval", 0.0) for t in times]
+    every, updates = run.spec.eval.every, run.spec.train.updates
+    evaluations = 1 + (updates // every if every else 0)
+    evaluation = sum(t.get("seconds/eval", 0.0) for t in times) / eval_share
+    (short_run,) = measured(sweep, [row])
+    per_update = min(rest) + evaluation * evaluations / updates
+    return Measured(run.row["axes"], per_update, max(0.0, short_run.overhead - beside), short_run.bytes)
+
+
+def write_calibration(plan: Plan, found: Sequence[Measured]) -> None:
+    """Keep what was measured, for the plan's cost."""
     plan.folder.path.mkdir(parents=True, exist_ok=True)
     write_json(plan.folder.path / "calibration.json", [dataclasses.asdict(row) for row in found])
 

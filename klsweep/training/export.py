@@ -58,7 +58,8 @@ def export_weights(spec: RunSpec, run: RunFolder, update: int, milestone: Path |
 
 def _trainer(spec: RunSpec) -> Trainer:
     """What scores a run's tokens; responses are not sampled, so no other engine is started."""
-    rollout = HF(temperature=spec.rollout.temperature, top_p=spec.rollout.top_p, batch_size=spec.eval.batch_size)
+    temperature, top_p = spec.rollout.temperature, spec.rollout.top_p
+    rollout = HF(temperature=temperature, top_p=top_p, batch_size=spec.eval.batch_size, ignore_stop=False)
     plain = dataclasses.replace(spec, rollout=rollout)
     return Trainer(plain, build_objective(*spec.objective_parts))
 

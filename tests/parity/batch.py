@@ -46,7 +46,7 @@ def record(folder: Path) -> Batch:
     prompts = old.encode([item.prompt for _, item in asked])
     draws = uniforms(0, Stream.ROLLOUT, 1, range(len(prompts)), GROUP, LENGTH)
     generation = (
-        HF(temperature=TEMPERATURE, top_p=1.0, batch_size=64)
+        HF(temperature=TEMPERATURE, top_p=1.0, batch_size=64, ignore_stop=False)
         .bind(old, 64)
         .generate(prompts, GROUP, draws, TEMPERATURE, 1.0)
     )

@@ -1,0 +1,132 @@
+"""Memory of a run: what a formula says each part takes, and what was really taken at most."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from klsweep.config.build import RunSpec
+from klsweep.model.policy import Policy
+from klsweep.rollout.vllm import VLLM
+
+FLOAT = 4  # bytes of float32
+COPIES = 3  # of a chunk's logits at a time: logits, log-probabilities, and what is computed from them
+DRAWING = (
+    24  # bytes per vocabulary entry of a row being sampled: logits and log-probabilities, their exp and cdf double
+)
+
+
+class Network(NamedTuple):
+    """The sizes that decide; `bytes` of a weight, `hidden`, `inner` (of the MLP) and `kv` (key heads × size) widths."""
+
+    weights: int
+    trained: int
+    bytes: int
+    layers: int
+    hidden: int
+    inner: int
+    kv: int
+    vocabulary: int
+
+
+def sizes(policy: Policy) -> Network:
+    """The sizes of a policy's network."""
+    network: Any = policy.network
+    config, parameters = network.config, list(network.parameters())
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return Network(
+        weights=sum(p.numel() for p in parameters),
+        trained=sum(p.numel() for p in parameters if p.requires_grad),
+        bytes=parameters[0].element_size(),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        inner=config.intermediate_size,
+        kv=head * (getattr(config, "num_key_value_heads", None) or heads),
+        vocabulary=config.vocab_size,
+    )
+
+
+def formula(spec: RunSpec, network: Network, longest: int) -> dict[str, float]:
+    """Bytes of each part; those of `PHASES` are not there at the same time.
+
+    W weights of b bytes, of which T are trained, L layers of width D with an MLP of width F and keys of width K, a
+    vocabulary of V; sequences of at most n tokens, S of them sampled at a time, M of them in a micro-batch:
+
+    - weights W·b, gradients T·b, optimiser 2·T·b (Adam's moments), reference W·b
+    - KV cache 2·L·K·b·n·S and drawing 24·V·S, or what vLLM is told to take beside its copy of the weights
+    - logits 3·c·V·4 for chunks of c tokens
+    - activations: with `gradient_checkpointing` L·D·b and a layer's own per token, else L times a layer's own, which
+      are (8·D + 3·K + 4·F)·b: norms, queries, keys, values, attention, residuals and the MLP (without attention scores)
+    - scoring: a layer's own per token of as many sequences as are scored at a time, without gradient
+    - checkpoint 2·T·b, the largest file as bytes on their way to the disk (on the host)
+    """
+    w = network
+    n, c = longest, spec.model.logprob_chunk
+    batch = spec.train.prompts_per_update * spec.algorithm.group_size
+    micro = min(spec.train.micro_batch_size, batch // spec.train.minibatches)
+    layer = (8 * w.hidden + 3 * w.kv + 4 * w.inner) * w.bytes
+    kept = w.layers * w.hidden * w.bytes + layer if spec.model.gradient_checkpointing else w.layers * layer
+    return {
+        "weights": w.weights * w.bytes,
+        "gradients": w.trained * w.bytes,
+        "optimiser": 2 * w.trained * w.bytes,
+        "reference": w.weights * w.bytes,
+        **_sampling(spec, w, n),
+        "logits": COPIES * c * w.vocabulary * FLOAT,
+        "activations": micro * n * kept,
+        "scoring": _scored(spec) * n * layer,
+        "checkpoint": 2 * w.trained * w.bytes,
+    }
+
+
+def _scored(spec: RunSpec) -> int:
+    """Sequences scored at a time, at most: of a batch, or of an evaluation."""
+    asked = max(len(suite.eval_items()) for suite in spec.eval.suites.values()) * spec.eval.samples_per_prompt
+    batch = spec.train.prompts_per_update * spec.algorithm.group_size
+    return max(min(spec.eval.batch_size, asked), min(spec.train.micro_batch_size, batch))
+
+
+PHASES = (("KV cache", "drawing"), ("logits", "activations"), ("scoring",), ("checkpoint",))
+
+
+def at_most(terms: dict[str, float]) -> float:
+    """The sum of what is always there and of the largest phase, in bytes."""
+    phases = [sum(terms.get(name, 0.0) for name in phase) for phase in PHASES]
+    lasting = sum(terms.values()) - sum(phases)
+    return lasting + max(phases)
+
+
+def _sampling(spec: RunSpec, w: Network, longest: int) -> dict[str, float]:
+    rollout: Any = spec.rollout
+    if isinstance(rollout, VLLM):
+        if not torch.cuda.is_available():
+            return {"vLLM": w.weights * w.bytes + rollout.cpu_cache_gib * 2**30}
+        return {"vLLM": rollout.gpu_memory_utilization * torch.cuda.get_device_properties(0).total_memory}
+    rows = min(rollout.batch_size, spec.train.prompts_per_update * spec.algorithm.group_size)
+    return {"KV cache": 2 * w.layers * w.kv * w.bytes * longest * rows, "drawing": DRAWING * w.vocabulary * rows}
+
+
+class Peak(NamedTuple):
+    """Most bytes held so far: resident memory of the process; on a GPU, what torch allocated, else None."""
+
+    host: int
+    device: int | None
+
+
+def peak() -> Peak:
+    """The peaks of this process since it began."""
+    host = _status("VmHWM")  # not getrusage's, which begins with the parent's memory
+    return Peak(host, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None)
+
+
+def without_model() -> int:
+    """Resident bytes of this process with its libraries: what is there before a model is loaded."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401 - lazy: naming them imports them
+
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(dict(line.split(":", 1) for line in lines)[name].split()[0]) * 1024

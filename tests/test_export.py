@@ -141,3 +141,7 @@ def test_an_adapter_is_added_to_its_weights(in_tmp, capsys):
     changed = {name for name in base if not torch.equal(base[name], last[name])}
     assert changed == {name for name in base if "_proj.weight" in name}
     assert not any(torch.equal(two[name], last[name]) for name in changed)
+    assert main(["eval", "last", "wandb.mode=disabled", "sweep_dir=here"]) == 0
+    (folder,) = (in_tmp / "here/evaluations").glob("*/runs/*")
+    ours, theirs = (list(read_rows(path / "metrics.jsonl"))[-1] for path in (folder, run))
+    assert ours["eval/add/kl"] == pytest.approx(theirs["eval/add/kl"], abs=1e-4)

@@ -99,7 +99,8 @@ def _training(exported: Exported, metrics: list[Row]) -> list[str]:
         f"{train['prompts_per_update']} prompts × {config['algorithm']['group_size']} responses an update, "
         f"{train['minibatches']} optimiser steps each, AdamW, learning rate {train['lr']:g}",
         f"responses sampled by `{row['axes']['rollout']}` at temperature {rollout['temperature']:g}, "
-        f"top-p {rollout['top_p']:g}, at most {config['task']['max_response_tokens']} tokens",
+        f"top-p {rollout['top_p']:g}, at most {config['task']['max_response_tokens']} tokens; prompts asked "
+        f"{'as they are' if config['model']['template'] is None else 'in the chat template that is in this folder'}",
         f"the run's state: {run.status()['state']}, attempts: {run.attempts.latest()}; "
         f"{sum(time['seconds/total'] for time in times) / 3600:.3f} hours of updates on {found.get('device')}",
         f"klsweep, commit {git.get('commit', 'unknown')}{dirty}; science code {found.get('science_hash')}; {packages}",

@@ -106,7 +106,7 @@ def _found(
         rows = [row for row in run.sweep.plan() if row["run_id"] == run.run_id]
         return run.sweep, *_kept(run.sweep, rows, which)
     if (record := read_json(target / RECORD)) is not None:
-        place, weights = _exported(target, record, parsed)
+        place, weights = _exported(composer, target, record, parsed)
         return place, [weights], []
     if (target / "config.json").exists():
         place, weights = _model_folder(composer, target, parsed)
@@ -141,12 +141,17 @@ def available(run: RunFolder) -> dict[int, Path | None]:
     return {**there, last: None} if (last := run.checkpointed()) else there
 
 
-def _exported(target: Path, record: dict[str, Any], parsed: Sequence[Override]) -> tuple[SweepFolder, Weights]:
-    """An exported folder, which says what it is: evaluated as the run is that it comes from."""
+def _exported(
+    composer: Composer, target: Path, record: dict[str, Any], parsed: Sequence[Override]
+) -> tuple[SweepFolder, Weights]:
+    """An exported folder, which says what it is: evaluated as the run is that it comes from, without its adapter."""
+    config = {**record["config"], "adapter": composer.compose(["adapter=none"]).config["adapter"]}
+    if config["model"]["reference"] == "adapter_base":
+        config["model"] = {**config["model"], "reference": "device"}
     row = {**record["row"], "run_id": f"{target.resolve().name}-{record['row']['run_id']}"}
     places = [str(override.value()) for override in parsed if override.key_or_group == "sweep_dir"]
     sweep = SweepFolder(Path(places[0] if places else f"sweeps/{target.resolve().name}"))
-    return sweep, Weights(record["config"], row, None, target, record["update"])
+    return sweep, Weights(config, row, None, target, record["update"])
 
 
 def _model_folder(composer: Composer, target: Path, parsed: Sequence[Override]) -> tuple[SweepFolder, Weights]:

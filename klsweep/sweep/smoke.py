@@ -90,6 +90,7 @@ def _signature(run: PlannedRun) -> dict[str, Any]:
         "micro_batch_size": min(spec.train.micro_batch_size, _batch(run) // spec.train.minibatches),
         "prompt_characters": max(map(_longest, (spec.task, *suites))),
         "response_tokens": max(task.max_response_tokens for task in (spec.task, *suites)),
+        "adapter": dataclasses.asdict(spec.adapter),  # pyright: ignore[reportArgumentType]
         "distributions": run.objective.loss_needs_distributions,
         "engine": run.row["axes"]["rollout"] or type(rollout).__name__,
         "engine_fields": {k: v for k, v in dataclasses.asdict(rollout).items() if k not in ("temperature", "top_p")},
@@ -147,7 +148,7 @@ def smoke(plan: Plan) -> list[Trial]:
 
 def _config(config: dict[str, Any]) -> dict[str, Any]:
     """A run's configuration, changed to be tried out: short, without limits, responses at full length."""
-    train = {**config["train"], "updates": UPDATES, "max_kl": None, "min_reward": None}
+    train = {**config["train"], "updates": UPDATES, "max_kl": None, "min_reward": None, "base_check": "off"}
     return {
         **config,
         "train": train,

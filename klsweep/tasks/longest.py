@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from klsweep.tasks.base import Grade, Item, Task
+from klsweep.tasks.base import Grade, Item, OffersOptions, Options, Task
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,32 @@ class Longest:
 
     def train_items(self) -> Sequence[Item]:
         """See `Task.train_items`."""
-        return longest(self.of.train_items(), self.trained)
+        return _longest(self.of.train_items(), self.trained)
 
     def eval_items(self) -> Sequence[Item]:
         """See `Task.eval_items`."""
-        return longest(self.of.eval_items(), self.evaluated)
+        return _longest(self.of.eval_items(), self.evaluated)
 
     def grade(self, item: Item, response: str) -> Grade:
         """See `Task.grade`."""
         return self.of.grade(item, response)
 
 
-def longest(items: Sequence[Item], count: int) -> list[Item]:
-    """The `count` items with the longest prompts, the longest first."""
+@dataclass(frozen=True)
+class LongestWithOptions(Longest):
+    """The same of a task that offers options."""
+
+    def options(self, item: Item) -> Options:
+        """See `OffersOptions.options`."""
+        assert isinstance(self.of, OffersOptions)
+        return self.of.options(item)
+
+
+def longest(task: Task, trained: int, evaluated: int) -> Longest:
+    """A task cut to so many of its prompts."""
+    kind = LongestWithOptions if isinstance(task, OffersOptions) else Longest
+    return kind(task, trained, evaluated)
+
+
+def _longest(items: Sequence[Item], count: int) -> list[Item]:
     return sorted(items, key=lambda item: len(item.prompt), reverse=True)[:count]

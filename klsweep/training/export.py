@@ -49,6 +49,8 @@ def export_weights(spec: RunSpec, run: RunFolder, update: int, milestone: Path |
     tokens = _probes(spec, run, trained.policy)
     before = trained.score(tokens).old_logprobs
     trained.policy.network.generation_config.update(**_generation(spec, trained.policy))
+    if (template := spec.model.template_text()) is not None:  # which need not be the tokenizer's own
+        trained.policy.tokenizer.chat_template = template
     trained.write_model(target)
     del trained
     written = dataclasses.replace(spec.model, path=str(target), revision=None)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from klsweep.config.build import RunSpec
-from klsweep.model.policy import Policy
+from klsweep.model.policy import Policy, device_of
 from klsweep.rollout.vllm import VLLM
 
 FLOAT = 4  # bytes of float32
@@ -17,10 +17,12 @@ DRAWING = (
 
 
 class Network(NamedTuple):
-    """The sizes that decide; `bytes` of a weight, `hidden`, `inner` (of the MLP) and `kv` (key heads × size) widths."""
+    """The sizes that decide: weights, those trained and those of them that have a float32 master, bytes of a weight,
+    layers, and the widths of the hidden states, the MLP, the keys, and the vocabulary."""
 
     weights: int
     trained: int
+    copied: int
     bytes: int
     layers: int
     hidden: int
@@ -38,7 +40,8 @@ def sizes(policy: Policy) -> Network:
     return Network(
         weights=sum(p.numel() for p in parameters),
         trained=sum(p.numel() for p in parameters if p.requires_grad),
-        bytes=parameters[0].element_size(),
+        copied=sum(p.numel() for p in parameters if p.requires_grad and p.dtype != torch.float32),
+        bytes=next(p.element_size() for p in parameters),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         inner=config.intermediate_size,
@@ -50,16 +53,18 @@ def sizes(policy: Policy) -> Network:
 def formula(spec: RunSpec, network: Network, longest: int) -> dict[str, float]:
     """Bytes of each part; those of `PHASES` are not there at the same time.
 
-    W weights of b bytes, of which T are trained, L layers of width D with an MLP of width F and keys of width K, a
-    vocabulary of V; sequences of at most n tokens, S of them sampled at a time, M of them in a micro-batch:
+    W weights of b bytes, of which T are trained and C have float32 masters; L layers of width D with an MLP of width F
+    and keys of width K, a vocabulary of V; sequences of at most n tokens, S of them sampled at a time, M of them in a
+    micro-batch:
 
-    - weights W·b, gradients T·b, optimiser 2·T·b (Adam's moments), reference W·b
+    - weights W·b, masters 4·C, gradients 4·T, optimiser 8·T (Adam's moments)
+    - reference W·b, if it has weights of its own
     - KV cache 2·L·K·b·n·S and drawing 24·V·S, or what vLLM is told to take beside its copy of the weights
     - logits 3·c·V·4 for chunks of c tokens
     - activations: with `gradient_checkpointing` L·D·b and a layer's own per token, else L times a layer's own, which
       are (8·D + 3·K + 4·F)·b: norms, queries, keys, values, attention, residuals and the MLP (without attention scores)
     - scoring: a layer's own per token of as many sequences as are scored at a time, without gradient
-    - checkpoint 2·T·b, the largest file as bytes on their way to the disk (on the host)
+    - checkpoint 8·T, the largest file as bytes on their way to the disk
     """
     w = network
     n, c = longest, spec.model.logprob_chunk
@@ -69,14 +74,15 @@ def formula(spec: RunSpec, network: Network, longest: int) -> dict[str, float]:
     kept = w.layers * w.hidden * w.bytes + layer if spec.model.gradient_checkpointing else w.layers * layer
     return {
         "weights": w.weights * w.bytes,
-        "gradients": w.trained * w.bytes,
-        "optimiser": 2 * w.trained * w.bytes,
-        "reference": w.weights * w.bytes,
+        "masters": FLOAT * w.copied,
+        "gradients": FLOAT * w.trained,
+        "optimiser": 2 * FLOAT * w.trained,
+        "reference": 0 if spec.model.reference == "adapter_base" else w.weights * w.bytes,
         **_sampling(spec, w, n),
         "logits": COPIES * c * w.vocabulary * FLOAT,
         "activations": micro * n * kept,
         "scoring": _scored(spec) * n * layer,
-        "checkpoint": 2 * w.trained * w.bytes,
+        "checkpoint": 2 * FLOAT * w.trained,
     }
 
 
@@ -90,8 +96,11 @@ def _scored(spec: RunSpec) -> int:
 PHASES = (("KV cache", "drawing"), ("logits", "activations"), ("scoring",), ("checkpoint",))
 
 
-def at_most(terms: dict[str, float]) -> float:
-    """The sum of what is always there and of the largest phase, in bytes."""
+def at_most(spec: RunSpec, terms: dict[str, float]) -> float:
+    """Bytes of what is always there and of the largest phase, on the GPU if there is one."""
+    if device_of(spec.model) != "cpu":
+        on_host = {"checkpoint", *(["reference"] if spec.model.reference == "offload" else [])}
+        terms = {name: size for name, size in terms.items() if name not in on_host}
     phases = [sum(terms.get(name, 0.0) for name in phase) for phase in PHASES]
     lasting = sum(terms.values()) - sum(phases)
     return lasting + max(phases)

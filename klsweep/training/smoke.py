@@ -12,7 +12,7 @@ from klsweep.objective.objective import build_objective
 from klsweep.record.files import read_rows, write_json
 from klsweep.record.folder import Attempt, Lost
 from klsweep.rollout.hf import HF
-from klsweep.tasks.longest import Longest
+from klsweep.tasks.longest import longest
 from klsweep.tracking import Tracker
 from klsweep.training import memory
 from klsweep.training.checkpoint import newest_sound
@@ -100,7 +100,7 @@ def smoke(
         trainer.load_weights(folder, UPDATES)
         _check_evaluation(spec, trainer, folder.evaluations)
     terms = memory.formula(spec, memory.sizes(trainer.policy), longest_sequence(spec, trainer.policy))
-    stages.note(stage=None, formula=terms, at_most=memory.at_most(terms))
+    stages.note(stage=None, formula=terms, at_most=memory.at_most(spec, terms))
     return Outcome("done")
 
 
@@ -109,8 +109,8 @@ def at_most(spec: RunSpec) -> RunSpec:
     samples = spec.eval.samples_per_prompt
     batch = max(spec.eval.batch_size, spec.rollout.batch_size if isinstance(spec.rollout, HF) else 0)
     asked = -(-batch // samples)
-    suites = {name: Longest(suite, 0, asked) for name, suite in spec.eval.suites.items()}
-    task = Longest(spec.task, spec.train.prompts_per_update, asked)
+    suites = {name: longest(suite, 0, asked) for name, suite in spec.eval.suites.items()}
+    task = longest(spec.task, spec.train.prompts_per_update, asked)
     return dataclasses.replace(spec, task=task, eval=dataclasses.replace(spec.eval, suites=suites))
 
 

@@ -1,12 +1,9 @@
 """Log-probabilities, entropies and KLs in chunks: values, gradients and memory against the plain way."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 import torch
 
+from benchmarks.logprobs import measured
 from klsweep.model.logprobs import Head, States, token_statistics
 
 COLUMNS = ("logprobs", "entropy", "exact_kl", "forward_kl")
@@ -110,37 +107,10 @@ def test_bfloat16_agrees_with_float32_to_its_three_digits_and_sums_in_float32():
     assert (by_one - by_all).abs().max() <= by_all.abs().max() * 2**-7
 
 
-MEMORY = """
-import json, resource, sys, torch
-torch.set_num_threads(1)
-way, tokens, vocabulary, width = sys.argv[1], 4096, 152064, 64
-from klsweep.model.logprobs import Head, States, token_statistics
-generator = torch.Generator().manual_seed(0)
-hidden = torch.randn(tokens, width, generator=generator, requires_grad=True)
-weight = torch.randn(vocabulary, width, generator=generator).mul_(0.1).requires_grad_()
-ids = torch.randint(0, vocabulary, (tokens,), generator=generator)
-weight.grad, hidden.grad = torch.zeros_like(weight), torch.zeros_like(hidden)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-if way == "plain":
-    logprobs = torch.log_softmax(hidden @ weight.T, -1).gather(1, ids[:, None])
-else:
-    logprobs = token_statistics(States(hidden, Head(weight, None)), ids, ("logprobs",), 1.0, int(way))
-logprobs.sum().backward()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([(peak - before) * 1024, logprobs.sum().item(), hidden.grad.norm().item(), weight.grad.norm().item()]))
-"""
-
-
-def _measured(way: str) -> list[float]:
-    out = subprocess.run([sys.executable, "-c", MEMORY, way], capture_output=True, text=True, check=True)
-    return json.loads(out.stdout)
-
-
 @pytest.mark.slow
 def test_peak_memory_is_a_sixth_of_the_plain_ways_at_most():
     """4,096 tokens, vocabulary 152,064, forward and backward, in processes of their own."""
-    plain_bytes, *wanted = _measured("plain")
-    chunked_bytes, *found = _measured("256")
-    assert plain_bytes > 2 * 4096 * 152064 * 4  # the logits and their gradient at least: the measurement is no fluke
-    assert chunked_bytes <= plain_bytes / 6, (chunked_bytes, plain_bytes)
-    assert found == pytest.approx(wanted, rel=1e-5)
+    whole, chunked = measured("plain", 4096, "logprobs"), measured("256", 4096, "logprobs")
+    assert whole.peak_bytes > 2 * 4096 * 152_064 * 4  # the logits and their gradient at least: measured indeed
+    assert chunked.peak_bytes <= whole.peak_bytes / 6, (chunked, whole)
+    assert chunked[2:] == pytest.approx(whole[2:], rel=1e-5)

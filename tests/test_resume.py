@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
-import klsweep.training.checkpoint as checkpoint
+import klsweep.training.shards as shards
 from klsweep.model.policy import load_base
 from klsweep.record.folder import Lost, RunFolder
 from klsweep.sweep.job import execute
@@ -65,7 +65,7 @@ def die_at_call(number: int) -> None:
         (os, ("rename", "replace", "link", "fsync", "write", "unlink", "rmdir", "mkdir")),
         (shutil, ("rmtree",)),
         (builtins, ("open",)),
-        (checkpoint, ("save_file",)),
+        (shards, ("save_file",)),
     ):
         for name in names:
             setattr(module, name, deadly(getattr(module, name)))

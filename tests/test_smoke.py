@@ -82,7 +82,7 @@ def test_a_failing_stage_is_named(tmp_path, monkeypatch):
     def broken(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("klsweep.training.checkpoint.save_file", broken)
+    monkeypatch.setattr("klsweep.training.shards.save_file", broken)
     with pytest.raises(trial.SmokeFailed, match="train: OSError: no space left"):
         tried(tmp_path / "a")
     monkeypatch.undo()

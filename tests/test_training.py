@@ -14,6 +14,7 @@ from klsweep.record.files import read_rows
 from klsweep.record.folder import RunFolder
 from klsweep.rollout import hf
 from klsweep.tracking import Tracker
+from klsweep.training import shards
 from klsweep.training.checkpoint import load_checkpoint, newest_sound
 from klsweep.training.evaluate import pass_at_k, summary
 from klsweep.training.loop import Outcome, train
@@ -88,7 +89,13 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, capsys):
     network = load_policy(spec.model).network
     weights, optimiser, attempt = Masters(network), torch.optim.AdamW(network.parameters()), folder.claim()
     assert attempt is not None
-    assert load_checkpoint(attempt, weights, optimiser) == (2, 1.0, [])
+
+    def load(checkpoint, with_optimiser: bool) -> None:
+        shards.load_weights(checkpoint, weights)
+        assert with_optimiser
+        shards.load_optimiser(checkpoint, weights, optimiser)
+
+    assert load_checkpoint(attempt, load, "cpu") == (2, 1.0, [])
     assert optimiser.state[network.lm_head.weight]["step"].item() == 2
     warned = "warning: checkpoint update-000003 is damaged (model.safetensors): trying the one before\n"
     assert capsys.readouterr().err == warned

@@ -14,8 +14,9 @@ from klsweep.model.masters import Masters
 from klsweep.model.policy import load_policy, states
 from klsweep.record.folder import RunFolder
 from klsweep.rollout.random import Stream, uniforms
-from klsweep.training.checkpoint import load_weights, newest_sound
+from klsweep.training.checkpoint import newest_sound
 from klsweep.training.collect import longest_sequence
+from klsweep.training.shards import load_weights
 
 SAMPLES = 4  # per prompt
 

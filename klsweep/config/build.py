@@ -17,6 +17,7 @@ from klsweep.errors import BadInput
 
 if TYPE_CHECKING:
     from klsweep.model.adapter import Adapter
+    from klsweep.model.parallel import Parallel
     from klsweep.model.source import Model
     from klsweep.objective.advantage import Algorithm
     from klsweep.objective.clip import Clip
@@ -63,6 +64,7 @@ class RunSpec:
     reward: Reward
     eval: Eval
     rollout: Engine
+    parallel: Parallel
     launcher: Local | Slurm
     kl: KL
     train: Train
@@ -99,6 +101,7 @@ BASES = {
     "correction": "klsweep.objective.importance.Correction",
     "sampling": "klsweep.rollout.buffer.Sampling",
     "algorithm": "klsweep.objective.advantage.Algorithm",
+    "parallel": "klsweep.model.parallel.Parallel",
 }
 
 

@@ -46,6 +46,7 @@ OPERATIONAL = (
     "sweep_dir",
     "plugins",
     "launcher",
+    "parallel",  # how many processes train a run changes it by rounding only
     "wandb",
     "checkpoint",
     "eval",  # results carry an evaluation id of their own

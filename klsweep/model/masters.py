@@ -6,12 +6,14 @@ float32 sums of gradients, and the network gets the masters rounded after each s
 compute in the same dtype.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+
+from klsweep.model.parallel import local
 
 
 class Masters:
@@ -48,10 +50,10 @@ class Masters:
             parameter.copy_(master)
 
     @torch.no_grad()
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over weights of the same names, and publish them."""
+    def load(self, read: Callable[[str, Tensor], Tensor]) -> None:
+        """Take over weights, and publish them. `read`: a weight by its name, or the part that this rank has of it."""
         for name, master in self.named.items():
-            master.copy_(weights[name])
+            local(master).copy_(read(name, master))
         self.publish()
 
 

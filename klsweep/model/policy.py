@@ -112,15 +112,15 @@ class Policy:
         """The text of each response, without special tokens."""
         return self.tokenizer.batch_decode(response_ids, skip_special_tokens=True)
 
-    def trainable_copy(self, adapter: Adapter = ALL_WEIGHTS, seed: int = 0) -> "Policy":
-        """The same policy with weights of its own that can be trained.
+    def trainable_copy(self, adapter: Adapter = ALL_WEIGHTS, seed: int = 0, device: str | None = None) -> "Policy":
+        """The same policy with weights of its own that can be trained, on the model's device unless another is given.
 
         Under `model.reference=adapter_base` the frozen ones stay those of this policy: there is one copy of them.
         `seed` is that of an adapter's first weights.
         """
         tensors = [*self.network.parameters(), *self.network.buffers()]
         shared = {id(x): x for x in tensors} if self.model.reference == "adapter_base" else {}
-        network = copy.deepcopy(self.network, shared).to(device_of(self.model))
+        network = copy.deepcopy(self.network, shared).to(device or device_of(self.model))
         if self.model.gradient_checkpointing:
             network.gradient_checkpointing_enable({"use_reentrant": False})
         return self.adapted(network, adapter, seed)

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from klsweep.model.parallel import whole
 from klsweep.model.policy import Policy
 
 
@@ -12,7 +14,8 @@ def named_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
     """Name in a Hugging Face checkpoint and whole tensor of every weight, adapters added to what they adapt.
 
     Layer by layer. Tied weights come under each of their names: an engine may hold them apart (vLLM does, on the CPU).
-    Tensors without an adapter are the policy's own, to be copied before it is trained on.
+    Tensors without an adapter may be the policy's own, to be copied before it is trained on. Weights that are spread
+    over ranks are gathered one at a time, in the dtype that the network computes in: all ranks have to go through them.
     """
     modules = dict(policy.network.named_modules())
     for name, tensor in policy.network.state_dict().items():
@@ -20,7 +23,8 @@ def named_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
             continue
         plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
         owner, adapted, _ = name.partition(".base_layer.weight")
-        yield plain, _merged(tensor, modules[owner]) if adapted else tensor
+        weight = whole(tensor.to(getattr(torch, policy.model.dtype)))
+        yield plain, _merged(weight, modules[owner]) if adapted else weight
 
 
 def trained_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:

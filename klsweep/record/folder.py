@@ -30,10 +30,11 @@ KEPT_FACTS = ("eval_id",)  # of a run, not of an attempt: what it began with
 
 
 class Job(NamedTuple):
-    """A SLURM job, or task of a job array, and how often SLURM has started it again."""
+    """A SLURM job, or task of a job array, how often SLURM has started it again, and how many nodes it has."""
 
     id: str
     restart: int
+    nodes: int = 1
 
 
 class Lost(Exception):

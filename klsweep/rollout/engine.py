@@ -1,12 +1,14 @@
 """What a rollout engine offers: responses sampled from a policy, with the log-probabilities they were sampled at."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from klsweep.model.parallel import moved
 from klsweep.model.policy import Policy, Tokens
 from klsweep.model.source import Model
 from klsweep.tasks.base import Grade
@@ -21,7 +23,23 @@ class Generation:
     truncated: Tensor  # [B] bool: no end of sequence within the allowed length
 
 
-class Sampler(Protocol):
+class Responder(Protocol):
+    """What responds to prompts."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], samples: int, uniforms: np.ndarray, temperature: float, top_p: float
+    ) -> Generation:
+        """`samples` responses to each prompt (token ids), a prompt's samples adjacent; temperature 0 is greedy.
+
+        A response ends with the first of the policy's stop ids.
+
+        `uniforms` ``[prompts × samples, max new tokens]``: one draw per token (inverse CDF); its width is the
+        length limit. FloatingPointError if the policy's probabilities are not finite.
+        """
+        ...
+
+
+class Sampler(Responder, Protocol):
     """An engine bound to a policy, from whose weights `generate` samples."""
 
     @property
@@ -35,18 +53,6 @@ class Sampler(Protocol):
 
     def rest(self) -> None:
         """Give memory back while the policy is trained; the next `generate` takes it again."""
-        ...
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], samples: int, uniforms: np.ndarray, temperature: float, top_p: float
-    ) -> Generation:
-        """`samples` responses to each prompt (token ids), a prompt's samples adjacent; temperature 0 is greedy.
-
-        A response ends with the first of the policy's stop ids.
-
-        `uniforms` ``[prompts × samples, max new tokens]``: one draw per token (inverse CDF); its width is the
-        length limit. FloatingPointError if the policy's probabilities are not finite.
-        """
         ...
 
 
@@ -79,8 +85,27 @@ class Rollout:
 
     def to(self, device: Any) -> "Rollout":
         """The same with its tensors on a device."""
-        tokens = Tokens(**{name: tensor.to(device) for name, tensor in vars(self.generation.tokens).items()})
-        generation = Generation(
-            tokens, self.generation.sampler_logprobs.to(device), self.generation.truncated.to(device)
-        )
-        return replace(self, generation=generation, rewards=self.rewards.to(device))
+        return moved(self, device)
+
+
+def joined(parts: Sequence[Generation], pad_id: int) -> Generation:
+    """One generation of several, with prompts padded on the left and responses on the right to the longest."""
+    before = max(part.tokens.prompt_ids.shape[1] for part in parts)
+    after = max(part.tokens.response_ids.shape[1] for part in parts)
+
+    def left(x: Tensor, value: int) -> Tensor:
+        return torch.nn.functional.pad(x, (before - x.shape[1], 0), value=value)
+
+    def right(x: Tensor, value: float) -> Tensor:
+        return torch.nn.functional.pad(x, (0, after - x.shape[1]), value=value)
+
+    return Generation(
+        tokens=Tokens(
+            torch.cat([left(part.tokens.prompt_ids, pad_id) for part in parts]),
+            torch.cat([left(part.tokens.prompt_mask, 0) for part in parts]),
+            torch.cat([right(part.tokens.response_ids, pad_id) for part in parts]),
+            torch.cat([right(part.tokens.mask, 0.0) for part in parts]),
+        ),
+        sampler_logprobs=torch.cat([right(part.sampler_logprobs, 0.0) for part in parts]),
+        truncated=torch.cat([part.truncated for part in parts]),
+    )

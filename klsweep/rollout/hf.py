@@ -11,9 +11,11 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from klsweep.component import component
-from klsweep.model.policy import Policy, Tokens
+from klsweep.model.parallel import is_spread
+from klsweep.model.policy import Policy, Tokens, load_policy
 from klsweep.model.source import Model
-from klsweep.rollout.engine import Generation
+from klsweep.model.weights import named_weights
+from klsweep.rollout.engine import Generation, joined
 
 
 @component
@@ -30,9 +32,14 @@ class HF:
         """Nothing: wherever the policy can be trained, it can be sampled from."""
 
     def bind(self, policy: Policy, longest: int) -> "HFSampler":
-        """A sampler that shares the trainer's weights: an optimiser step is seen by the next `generate`."""
+        """A sampler that shares the trainer's weights, or has a whole copy on each rank if they are spread over ranks.
+
+        Decoding then needs no other rank, whose responses may be longer.
+        """
         stops = () if self.ignore_stop else policy.stop_ids
-        return HFSampler(policy.network, policy.tokenizer.pad_token_id, stops, self.batch_size)
+        trained = policy if is_spread(policy.network) else None
+        network = load_policy(policy.model).network if trained else policy.network
+        return HFSampler(network, policy.tokenizer.pad_token_id, stops, self.batch_size, trained)
 
 
 @dataclass(frozen=True)
@@ -43,14 +50,20 @@ class HFSampler:
     pad_id: int
     stop_ids: tuple[int, ...]
     batch_size: int
+    trained: Policy | None = None  # whose weights `network` copies, if it does not share them
 
     @property
     def repeats_itself(self) -> bool:
         """See `Sampler.repeats_itself`."""
         return self.network.device.type == "cpu"
 
+    @torch.no_grad()
     def take_weights(self) -> None:
-        """Nothing to do: the weights are shared."""
+        """Copy the weights unless they are shared."""
+        if self.trained is not None:
+            own = self.network.state_dict()
+            for name, weight in named_weights(self.trained):
+                own[name].copy_(weight)
 
     def rest(self) -> None:
         """Nothing to do: only a `generate` takes memory."""
@@ -73,7 +86,7 @@ class HFSampler:
             )
             for i in range(0, len(ids), per_call)
         ]
-        return _join(parts, self.pad_id)
+        return joined(parts, self.pad_id)
 
     @torch.no_grad()
     def _decode(
@@ -139,22 +152,3 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: flo
     token = torch.searchsorted(cdf, (uniforms * cdf[:, -1])[:, None], right=True).squeeze(1)
     token = token.clamp(max=logits.shape[1] - 1)  # past the end only if the probabilities are NaN; `_decode` says so
     return token, logprobs.gather(1, token[:, None]).squeeze(1)
-
-
-def _join(parts: Sequence[Generation], pad_id: int) -> Generation:
-    """Concatenate generations of different response lengths, padding on the right."""
-    width = max(part.tokens.response_ids.shape[1] for part in parts)
-
-    def pad(x: Tensor, value: float) -> Tensor:
-        return torch.nn.functional.pad(x, (0, width - x.shape[1]), value=value)
-
-    return Generation(
-        tokens=Tokens(
-            torch.cat([part.tokens.prompt_ids for part in parts]),
-            torch.cat([part.tokens.prompt_mask for part in parts]),
-            torch.cat([pad(part.tokens.response_ids, pad_id) for part in parts]),
-            torch.cat([pad(part.tokens.mask, 0.0) for part in parts]),
-        ),
-        sampler_logprobs=torch.cat([pad(part.sampler_logprobs, 0.0) for part in parts]),
-        truncated=torch.cat([part.truncated for part in parts]),
-    )

@@ -1,6 +1,7 @@
 """What sweeps need from a cluster, tried out by two short jobs before GPU-hours are spent."""
 
 import contextlib
+import dataclasses
 import os
 import random
 import shutil
@@ -122,7 +123,7 @@ def examine(plan: Plan) -> list[Check]:
     launchers = launchers_of({run.run_id: run.spec for run in plan.runs})
     if not isinstance(launchers, dict):
         raise BadInput("doctor looks at a cluster: give launcher=slurm launcher.profile=NAME")
-    launcher = next(iter(launchers.values()))
+    launcher = dataclasses.replace(next(iter(launchers.values())), nodes=1)
     folder = plan.folder.path.resolve() / "doctor" / time.strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
     code = snapshot(plan.folder, plan.runs[0].spec.root.plugins, allow_dirty=True).resolve()

@@ -17,6 +17,7 @@ from klsweep.provenance import environment, science_hash
 from klsweep.record.claims import beating
 from klsweep.record.files import Row, write_json
 from klsweep.record.folder import Attempt, Job, Lost, RunFolder
+from klsweep.sweep.ranks import leading, processes
 from klsweep.training.settings import Subject
 
 OnUpdate = Callable[[int, Row], None]
@@ -51,7 +52,7 @@ def execute(
 
     with _output_into(attempt.path), beating(folder.attempts.heartbeat(attempt.number)):
         try:
-            state, cause = _work(attempt, reason, on_update, threads)
+            state, cause = _work(attempt, reason, on_update, threads, job.nodes if job else 1)
         except Lost as lost:
             print(lost, file=sys.stderr)
             return attempt.finish("failed", str(lost))  # which changes nothing unless the attempt is still ours
@@ -62,7 +63,9 @@ def execute(
     return attempt.finish(state, STOPPED.get(state, cause))
 
 
-def _work(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate, threads: int) -> tuple[str, str | None]:
+def _work(
+    attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate, threads: int, nodes: int
+) -> tuple[str, str | None]:
     import torch
 
     from klsweep.model.policy import device_of
@@ -83,9 +86,11 @@ def _work(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate, thread
         release()  # an earlier run's engine in this process holds memory
     subject = Subject(**config["evaluate"]) if "evaluate" in config else None
     trained = RunFolder(folder.path / subject.run) if subject is not None and subject.run is not None else folder
-    torch.set_num_threads(folder.threads() or trained.threads() or threads)  # another number might round differently
+    ranks = processes(spec)
+    threads = folder.threads() or trained.threads() or max(1, threads // ranks)  # another might round differently
+    torch.set_num_threads(threads)
     device = device_of(spec.model)
-    found = {"threads": torch.get_num_threads(), "device": device, "resumed_run_equals": RESUMED[device]}
+    found = {"threads": threads, "ranks": nodes * ranks, "device": device, "resumed_run_equals": RESUMED[device]}
     found["plugin_hash"] = plugins
     found["chat_template"] = spec.model.template_text()
     write_json(folder.environment, {**environment(), **found})
@@ -98,12 +103,13 @@ def _work(attempt: Attempt, should_stop: ShouldStop, on_update: OnUpdate, thread
         {**{f"choice.{k}": v for k, v in config["choices"].items()}, **identity},
     )
     try:
-        if subject is None:
-            work = smoke if "smoke" in config else train
-            outcome = work(spec, attempt, folder.sweep.artifacts, tracker, should_stop, on_update)
-        else:
-            around = folder.sweep.evaluated
-            outcome = reevaluate(spec, subject, attempt, around.artifacts, tracker, should_stop, on_update)
+        with leading(spec, attempt, nodes, threads) as ranks:
+            if subject is None:
+                work = smoke if "smoke" in config else train
+                outcome = work(spec, attempt, folder.sweep.artifacts, tracker, should_stop, on_update, ranks)
+            else:
+                shared = folder.sweep.evaluated.artifacts
+                outcome = reevaluate(spec, subject, attempt, shared, tracker, should_stop, on_update, ranks)
     except BaseException:
         tracker.finish(1)
         raise

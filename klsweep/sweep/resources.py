@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from annotated_types import Ge
@@ -13,6 +13,9 @@ from klsweep.component import component
 from klsweep.config.build import one_line
 from klsweep.errors import BadInput
 from klsweep.sweep.budget import Budget
+
+if TYPE_CHECKING:
+    from klsweep.model.parallel import Parallel
 
 PROFILES = Path(__file__).resolve().parent.parent / "slurm"
 RESOURCES = (
@@ -32,6 +35,8 @@ RESOURCES = (
 )
 _TIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]?\d):([0-5]?\d)")
 OURS = {"array", "comment", "error", "job-name", "nodes", "ntasks", "open-mode", "output", "requeue", "signal", "time"}
+# If a node's task dies, those of the others go, too; also if one has left and others have not noticed, in seconds.
+TOGETHER = ["--kill-on-bad-exit=1", "--wait=300"]
 
 
 @component
@@ -82,8 +87,6 @@ class Slurm:
             )
         if taken := sorted(OURS & {str(key).replace("_", "-") for key in self.sbatch or {}}):
             raise ValueError(f"launcher.sbatch.{taken[0]}: klsweep sets it itself")
-        if (self.nodes or 1) > 1:
-            raise ValueError(f"launcher.nodes={self.nodes}: a run trains in one process, on one node")
 
     def settled(self) -> "Slurm":
         """With the profile's values where ours are null. BadInput if the profile or the outcome is not sound."""
@@ -101,6 +104,24 @@ class Slurm:
             )
         return settled
 
+    def check_ranks(self, parallel: "Parallel") -> None:
+        """BadInput if the processes that train a run do not fit its job. To be asked once settled."""
+        nodes, processes = self.nodes or 1, parallel.processes
+        if not parallel.is_sharded:
+            if nodes > 1:
+                raise BadInput(
+                    f"launcher.nodes={nodes}: parallel=single trains in one process, on one node (parallel=fsdp2)"
+                )
+        elif self.concurrent > 1:
+            raise BadInput(f"launcher.concurrent={self.concurrent}: runs with parallel=fsdp2 take turns in a job")
+        elif processes is None and not self.gpus:
+            raise BadInput(
+                "parallel.processes=null: one per GPU, but the job asks for none (launcher.gpus_per_node=…, or give "
+                "the number of processes on each node)"
+            )
+        elif self.gpus and (processes or 0) > self.gpus:
+            raise BadInput(f"parallel.processes={processes}: more than the {self.gpus} GPUs of a node")
+
     @property
     def minutes(self) -> int:
         """The time limit in minutes, rounded up."""
@@ -117,7 +138,7 @@ class Slurm:
 
     @property
     def gpus(self) -> int:
-        """GPUs of a job, 0 if none are asked for."""
+        """GPUs of each node of a job, 0 if none are asked for."""
         in_gres = re.search(r"\bgpu(?::[a-zA-Z][\w.-]*)?(?::(\d+))?", self.gres or "")
         return self.gpus_per_node or (int(in_gres[1] or 1) if in_gres else 0)
 
@@ -131,12 +152,16 @@ class Slurm:
             "mem": f"{int(self.mem_gb * 1024)}M" if self.mem_gb is not None else None,
             "cpus_per_task": cpus,
             "gpus_per_node": self.gpus_per_node,
-            "nodes": 1,
+            "nodes": self.nodes or 1,
+            "ntasks_per_node": 1,
             "signal_delay_s": self.signal_delay_s,
             "array_parallelism": parallelism,
             "comment": comment,
             "dependency": dependency,
-            "srun_args": [f"--cpus-per-task={cpus}"] if cpus else [],  # srun does not inherit it since SLURM 22.05
+            "srun_args": [
+                *([f"--cpus-per-task={cpus}"] if cpus else []),  # srun does not inherit it since SLURM 22.05
+                *(TOGETHER if (self.nodes or 1) > 1 else []),
+            ],
             "additional_parameters": {"requeue": True, **(self.sbatch or {})},
         }
 

@@ -18,6 +18,7 @@ from klsweep.sweep.launch_local import Local, launch
 from klsweep.sweep.launch_slurm import Submission, submit
 from klsweep.sweep.plan import Plan, PlannedRun, write_config, write_plan
 from klsweep.sweep.progress import SweepProgress
+from klsweep.sweep.ranks import check, processes
 from klsweep.sweep.resources import Slurm
 from klsweep.sweep.snapshot import snapshot
 from klsweep.sweep.status import observe
@@ -142,7 +143,7 @@ def plan_cost(plan: Plan) -> Cost | None:
         return None
     launchers = launchers_of({run.run_id: run.spec for run in plan.to_run})
     first = next(iter(launchers.values())) if isinstance(launchers, dict) else None
-    gpus, share = (first.gpus, first.concurrent) if first else (0, 1)
+    gpus, share = (first.gpus * (first.nodes or 1), first.concurrent) if first else (0, 1)
     finished = [run.row for run in plan.runs if run.run_id in plan.finished]
     siblings = measured(plan.folder, finished[:: 1 + len(finished) // MEASURED_RUNS])
     return estimate([run.row for run in plan.to_run], gpus, share, siblings, calibration(plan.folder))
@@ -212,10 +213,22 @@ def write_calibration(plan: Plan, found: Sequence[Measured]) -> None:
 
 
 def launchers_of(specs: Mapping[str, RunSpec]) -> Local | dict[str, Slurm]:
-    """The local launcher of these runs, or the settled SLURM launcher of each. BadInput if there are both."""
+    """The local launcher of these runs, or the settled SLURM launcher of each.
+
+    BadInput if there are both, or a run's processes do not fit its launcher. Runs of several processes take turns here
+    unless `launcher.parallel` says otherwise.
+    """
+    for spec in specs.values():
+        check(spec)
     kinds = {type(spec.launcher) for spec in specs.values()}
     if len(kinds) > 1:
         raise BadInput("launcher: some of the runs are for SLURM and others are not: give one launcher to all")
     found = {run_id: spec.launcher for run_id, spec in specs.items()}
     local = next((launcher for launcher in found.values() if isinstance(launcher, Local)), None)
-    return local or {run_id: each.settled() for run_id, each in found.items() if isinstance(each, Slurm)}
+    if local is not None:
+        together = [processes(spec) for spec in specs.values() if spec.parallel.is_sharded]
+        return dataclasses.replace(local, parallel=1) if together and local.parallel is None else local
+    settled = {run_id: each.settled() for run_id, each in found.items() if isinstance(each, Slurm)}
+    for run_id, launcher in settled.items():
+        launcher.check_ranks(specs[run_id].parallel)
+    return settled

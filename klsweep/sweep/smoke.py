@@ -95,6 +95,7 @@ def _signature(run: PlannedRun) -> dict[str, Any]:
         "engine": run.row["axes"]["rollout"] or type(rollout).__name__,
         "engine_fields": {k: v for k, v in dataclasses.asdict(rollout).items() if k not in ("temperature", "top_p")},
         "eval_batch_size": spec.eval.batch_size,
+        "parallel": dataclasses.asdict(spec.parallel),  # pyright: ignore[reportArgumentType]
     }
 
 

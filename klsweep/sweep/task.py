@@ -6,6 +6,7 @@ for scancel and `scontrol requeue` send the same signal.
 """
 
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from klsweep.record.folder import FINISHED, Job, RunFolder, SweepFolder
 from klsweep.sweep import cluster
 from klsweep.sweep.budget import Budget
 from klsweep.sweep.pool import Pool
+from klsweep.sweep.ranks import SIGNALS, serve
 
 REQUEUE_TRIES = 5
 MARGIN_SECONDS = 15.0  # of the time between the warning and the limit, left for what comes after the checkpoint
@@ -41,6 +43,8 @@ class Task:
         sweep = SweepFolder(Path(self.sweep))
         folders = [sweep.run(run_id) for run_id in self.runs]
         print(f"job {job.id}, start {job.restart}: {len(folders)} runs of {sweep.path}", flush=True)
+        if (node := int(os.environ.get("SLURM_NODEID", 0))) > 0:
+            return self._assist(folders, job, node)
         with Pool(
             workers=self.concurrent,
             threads=self._threads(),
@@ -58,6 +62,23 @@ class Task:
                     break
                 waiting = [folder for folder in waiting if folder.status()["state"] == "failed"]
         return 0 if all(folder.status()["state"] in FINISHED for folder in folders) else 1
+
+    def _assist(self, folders: list[RunFolder], job: Job, node: int) -> int:
+        """On a job's other nodes: serve its leader, the first node's task, until nothing is left to do or a signal.
+
+        What is to be done about a signal the leader decides, who gets it, too; ranks at work leave with it.
+        """
+        stopped: list[int] = []
+        for number in SIGNALS:
+            signal.signal(number, lambda number, _: stopped.append(number))
+
+        def is_over() -> bool:
+            states = [(folder, folder.status()["state"]) for folder in folders]
+            left = [folder for folder, state in states if state not in (*FINISHED, "cancelled")]
+            return bool(stopped) or all(self.budget.spent(folder) for folder in left)
+
+        serve(folders, job, node, is_over)
+        return 0
 
     def _due(self, folders: list[RunFolder], job: Job) -> list[RunFolder]:
         """The runs that are neither finished nor cancelled nor given up."""
@@ -86,7 +107,8 @@ def this_job() -> Job:
     """The job this process runs in. KeyError outside of SLURM."""
     import submitit
 
-    return Job(submitit.JobEnvironment().job_id, int(os.environ.get("SLURM_RESTART_COUNT", 0)))
+    environment = submitit.JobEnvironment()
+    return Job(environment.job_id, int(os.environ.get("SLURM_RESTART_COUNT", 0)), environment.num_nodes)
 
 
 def _shares(devices: str, workers: int) -> list[str]:

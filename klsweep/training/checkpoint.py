@@ -12,22 +12,19 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from klsweep.model.adapter import saved_weights
-from klsweep.model.masters import Masters
 from klsweep.model.policy import Policy, Tokens
-from klsweep.model.weights import named_weights
 from klsweep.record.files import read_json, write_json
 from klsweep.record.folder import Attempt, RunFolder
 from klsweep.rollout.engine import Generation, Rollout
 from klsweep.tasks.base import Grade
+from klsweep.training.shards import Digests, flush, sha256, write
 
 KEPT = 2
 
@@ -40,14 +37,11 @@ class State(NamedTuple):
     waiting: list[Rollout]
 
 
-def save_checkpoint(attempt: Attempt, state: State, weights: Masters, optimiser: torch.optim.Optimizer) -> None:
-    """Write checkpoints/update-NNNNNN and remove all but the last two, and the rollouts that they hold."""
-    # tied weights share storage, which safetensors refuses: parameters are listed once, as the optimiser sees them
-    files = {
-        "model": {name: p.detach().contiguous() for name, p in weights.named.items()},
-        "optimiser": _optimiser_tensors(weights, optimiser),
-        "rollouts": _rollout_tensors(state.waiting),
-    }
+def save_checkpoint(attempt: Attempt, state: State, save: Callable[[Path], Digests]) -> None:
+    """Write checkpoints/update-NNNNNN and remove all but the last two, and the rollouts that they hold.
+
+    `save` writes weights and optimiser into a folder, brings them to the disk and says what it wrote.
+    """
     content = {
         "update": state.update,
         "attempt": attempt.number,
@@ -55,7 +49,11 @@ def save_checkpoint(attempt: Attempt, state: State, weights: Masters, optimiser:
         "rollouts": [_described(rollout) for rollout in state.waiting],
     }
     folder = attempt.folder.checkpoints
-    _write(attempt, folder / f"update-{state.update:06d}", files, content)
+
+    def fill(target: Path) -> Digests:
+        return save(target) | write(target, "rollouts.safetensors", _rollout_tensors(state.waiting))
+
+    _write(attempt, folder / f"update-{state.update:06d}", fill, content)
     kept = _complete(folder)[-KEPT:]
     for old in set(_complete(folder)) - set(kept):
         _remove(old)
@@ -69,7 +67,9 @@ def save_checkpoint(attempt: Attempt, state: State, weights: Masters, optimiser:
 def save_rollout(attempt: Attempt, rollout: Rollout) -> None:
     """Write checkpoints/rollout-NNNNNN, so that a resumed run need not sample it again."""
     target = attempt.folder.checkpoints / f"rollout-{rollout.update:06d}"
-    _write(attempt, target, {"rollouts": _rollout_tensors([rollout])}, {"rollouts": [_described(rollout)]})
+    tensors = _rollout_tensors([rollout])
+    content = {"rollouts": [_described(rollout)]}
+    _write(attempt, target, lambda folder: write(folder, "rollouts.safetensors", tensors), content)
 
 
 def load_rollouts(folder: RunFolder, device: Any) -> dict[int, Rollout]:
@@ -83,20 +83,21 @@ def load_rollouts(folder: RunFolder, device: Any) -> dict[int, Rollout]:
     return found
 
 
-def load_checkpoint(attempt: Attempt, weights: Masters, optimiser: torch.optim.Optimizer) -> State:
-    """Restore the newest sound checkpoint in place; the state of a run that has not begun if there is none.
+def load_checkpoint(attempt: Attempt, load: Callable[[Path, bool], None], device: Any) -> State:
+    """Restore the newest sound checkpoint; the state of a run that has not begun if there is none.
 
-    What an earlier process wrote after its run had been taken over goes, and where this attempt begins is noted.
+    `load` restores the weights from a folder and, if told so, the optimiser; waiting rollouts come on `device`. What an
+    earlier process wrote after its run had been taken over goes, and where this attempt begins is noted.
     """
     checkpoint = newest_sound(attempt.folder, before=attempt.number)
     state = State(0, 1.0, [])
     if checkpoint is not None:
         content = _content(checkpoint)
         waiting = []
-        load_weights(checkpoint, weights)
-        if "optimiser.safetensors" in content["sha256"]:  # not after the last update
-            _restore_optimiser(weights, optimiser, load_file(checkpoint / "optimiser.safetensors"))
-            rollouts = load_file(checkpoint / "rollouts.safetensors", device=str(weights.device))
+        goes_on = "rollouts.safetensors" in content["sha256"]  # not after the last update
+        load(checkpoint, goes_on)
+        if goes_on:
+            rollouts = load_file(checkpoint / "rollouts.safetensors", device=str(device))
             waiting = _rollouts(content["rollouts"], rollouts)
         state = State(content["update"], content["beta_scale"], waiting)
     attempt.note(resumed_from=state.update)
@@ -133,7 +134,7 @@ def keep_weights_only(attempt: Attempt) -> None:
     attempt.check()
     *earlier, last = _complete(attempt.folder.checkpoints)
     content = _content(last)
-    weights = {"model.safetensors": content["sha256"]["model.safetensors"]}
+    weights = {name: digest for name, digest in content["sha256"].items() if name.startswith("model")}
     _write_state(last, {**content, "rollouts": [], "sha256": weights})
     for path in (*earlier, *attempt.folder.checkpoints.glob("rollout-*")):
         _remove(path)
@@ -142,46 +143,39 @@ def keep_weights_only(attempt: Attempt) -> None:
             path.unlink()
 
 
-def save_milestone(attempt: Attempt, update: int, policy: Policy) -> None:
+def save_milestone(attempt: Attempt, update: int, write_model: Callable[[Path], None]) -> None:
     """Write models/update-NNNNNN: weights and tokenizer in the Hugging Face format. It stays."""
     attempt.check()
     models = attempt.folder.path / "models"
     models.mkdir(exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=models, prefix=".writing."))
-    write_trained(temporary, policy)
+    write_model(temporary)
     attempt.check()
     _replace(temporary, models / f"update-{update:06d}")
 
 
-def write_model(folder: Path, policy: Policy) -> None:
-    """Write weights, generation config and tokenizer with its chat template into a folder, in HF format.
+def write_model(folder: Path, policy: Policy, weights: Mapping[str, Tensor]) -> None:
+    """Write these weights, generation config and tokenizer with its chat template into a folder, in HF format.
 
-    An adapter is added to the weights that it adapts.
+    `weights` are whole, an adapter added to those that it adapts.
     """
-    if hasattr(policy.network, "peft_config"):
-        policy.network.get_base_model().save_pretrained(folder, state_dict=dict(named_weights(policy)))
-    else:
-        policy.network.save_pretrained(folder)
+    network = policy.network.get_base_model() if hasattr(policy.network, "peft_config") else policy.network
+    network.save_pretrained(folder, state_dict=dict(weights))
     policy.tokenizer.save_pretrained(folder)
 
 
-def write_trained(folder: Path, policy: Policy) -> None:
-    """The same, but of a policy with an adapter the adapter alone, in peft's format."""
-    if hasattr(policy.network, "peft_config"):
-        policy.network.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub about the base
-        policy.tokenizer.save_pretrained(folder)
-    else:
-        write_model(folder, policy)
+def write_adapter(folder: Path, policy: Policy) -> None:
+    """Write the adapter alone, in peft's format."""
+    policy.network.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub about the base
+    policy.tokenizer.save_pretrained(folder)
 
 
-def _write(attempt: Attempt, target: Path, files: Mapping[str, dict[str, Tensor]], content: dict[str, Any]) -> None:
-    """Write a folder of tensor files and their digests under a temporary name, to the disk, and rename it."""
+def _write(attempt: Attempt, target: Path, fill: Callable[[Path], Digests], content: dict[str, Any]) -> None:
+    """Have a folder filled under a temporary name, write down what is in it, and rename it."""
     attempt.check()
     target.parent.mkdir(exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".writing."))
-    for name, tensors in files.items():
-        save_file(tensors, temporary / f"{name}.safetensors")
-    digests = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+    digests = fill(temporary)
     _write_state(temporary, {**content, "sha256": digests})
     attempt.flush_logs()
     attempt.check()  # writing may have taken long
@@ -193,11 +187,11 @@ def _replace(temporary: Path, target: Path) -> None:
     """Rename a folder to its name once everything in it has reached the disk."""
     os.chmod(temporary, 0o755)
     for path in (*temporary.iterdir(), temporary):
-        _flush(path)
+        flush(path)
     if target.exists():
         _remove(target)
     os.rename(temporary, target)
-    _flush(target.parent)
+    flush(target.parent)
 
 
 def _remove(folder: Path) -> None:
@@ -209,37 +203,12 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)  # a network file system keeps files that are still open
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def load_weights(checkpoint: Path, weights: Masters) -> None:
-    """Copy a checkpoint's weights into those of a network of the same shape, and the same adapter if it has one."""
-    weights.load(load_file(checkpoint / "model.safetensors"))
-
-
-def load_kept(folder: RunFolder, update: int, weights: Masters) -> None:
-    """Copy the weights that a run has kept after `update` into others. FileNotFoundError if they are not there."""
+def kept(folder: RunFolder, update: int) -> Path:
+    """The checkpoint that a run has kept of `update`. FileNotFoundError if it is not there, or damaged."""
     checkpoint = newest_sound(folder)
     if checkpoint is None or _number(checkpoint) != update:
         raise FileNotFoundError(f"{folder.checkpoints}: no sound checkpoint of update {update} is left")
-    load_weights(checkpoint, weights)
-
-
-def load_model_folder(folder: Path, weights: Masters) -> None:
-    """Copy the weights of a model in HF format, or of an adapter in peft's, into others of the same names and shapes.
-
-    ValueError if it has others.
-    """
-    theirs, ours = saved_weights(folder), weights.named
-    other = [name for name in ours if name not in theirs or theirs[name].shape != ours[name].shape]
-    if other or len(theirs) != len(ours):
-        raise ValueError(f"{folder}: its weights do not fit the base's network ({(other or sorted(theirs))[0]})")
-    weights.load(theirs)
+    return checkpoint
 
 
 def _complete(folder: Path) -> list[Path]:
@@ -275,30 +244,8 @@ def _number(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _is_sound(file: Path, digest: str) -> bool:
-    return file.exists() and _sha256(file) == digest
-
-
-def _optimiser_tensors(weights: Masters, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's state per parameter, as `<parameter>/<entry>`."""
-    return {
-        f"{name}/{entry}": value.contiguous()
-        for name, parameter in weights.named.items()
-        for entry, value in optimiser.state.get(parameter, {}).items()
-    }
-
-
-def _restore_optimiser(weights: Masters, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    parameters = weights.named
-    for key, value in tensors.items():
-        name, _, entry = key.rpartition("/")
-        device = "cpu" if entry == "step" else parameters[name].device  # where AdamW keeps them
-        optimiser.state[parameters[name]][entry] = value.to(device, copy=True)  # not a view of the file
+    return file.exists() and sha256(file) == digest
 
 
 _FIELDS = ("update", "version", "prompts", "grades")

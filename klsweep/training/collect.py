@@ -8,7 +8,7 @@ import torch
 from klsweep.config.build import RunSpec
 from klsweep.errors import BadInput
 from klsweep.model.policy import Policy
-from klsweep.rollout.engine import Rollout, Sampler
+from klsweep.rollout.engine import Responder, Rollout
 from klsweep.rollout.random import Stream, prompt_order, uniforms
 from klsweep.tasks.base import Item
 from klsweep.tasks.grading import graded, rewarded
@@ -20,7 +20,7 @@ class Collector:
 
     spec: RunSpec
     policy: Policy
-    sampler: Sampler
+    sampler: Responder
 
     def collect(self, index: int, version: int) -> Rollout:
         """The batch of update `index`, sampled and graded; `version`: updates that the sampler's weights have seen."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from klsweep.model.policy import Policy, Scores, Tokens
 from klsweep.objective.objective import masked
-from klsweep.rollout.engine import Sampler
+from klsweep.rollout.engine import Responder
 from klsweep.rollout.hf import left_padded
 from klsweep.rollout.random import Stream, uniforms
 from klsweep.tasks.base import Item, OffersOptions, Task
@@ -18,7 +18,7 @@ EXAMPLES = 3  # of what a verifier could not grade
 
 
 def evaluate(
-    sampler: Sampler, policy: Policy, settings: Eval, score: Callable[[Tokens], Scores]
+    sampler: Responder, policy: Policy, settings: Eval, score: Callable[[Tokens], Scores]
 ) -> dict[str, list[ItemRow]]:
     """Rows of every suite: how many of n samples were right, whether the greedy response was, and the KL.
 
@@ -31,7 +31,7 @@ def evaluate(
 
 
 def _suite(
-    sampler: Sampler, policy: Policy, settings: Eval, suite: Task, score: Callable[[Tokens], Scores]
+    sampler: Responder, policy: Policy, settings: Eval, suite: Task, score: Callable[[Tokens], Scores]
 ) -> list[ItemRow]:
     items = suite.eval_items()
     prompts, n = policy.encode([item.prompt for item in items]), settings.samples_per_prompt

@@ -12,6 +12,7 @@ import torch
 
 from klsweep.config.build import RunSpec
 from klsweep.config.identity import base_eval_id
+from klsweep.model.parallel import ALONE, Ranks
 from klsweep.objective.objective import Objective, build_objective
 from klsweep.record.claims import shared_artifact
 from klsweep.record.files import append_rows, read_rows
@@ -43,14 +44,16 @@ def train(
     tracker: Tracker,
     should_stop: Callable[[], str | None],
     on_update: Progress,
+    ranks: Ranks = ALONE,
 ) -> Outcome:
     """Train one run, or go on with it from its last checkpoint. The record in its folder is the only result.
 
     `artifacts` holds what runs share (the base's evaluation). `should_stop` is asked between updates, and why;
-    `on_update` is told each update's metrics. Raises Lost as soon as the run has become another process's.
+    `on_update` is told each update's metrics. `ranks`: the processes that train it, led by this one. Raises Lost as
+    soon as the run has become another process's.
     """
     objective = build_objective(*spec.objective_parts)
-    with Trainer(spec, objective) as trainer:
+    with Trainer(spec, objective, ranks) as trainer:
         return _train(spec, objective, trainer, attempt, artifacts, tracker, should_stop, on_update)
 
 

@@ -10,6 +10,7 @@ from klsweep.model.policy import Policy, device_of
 from klsweep.rollout.vllm import VLLM
 
 FLOAT = 4  # bytes of float32
+SPREAD = ("gradients", "optimiser", "reference", "checkpoint")  # over ranks, besides the weights
 COPIES = 3  # of a chunk's logits at a time: logits, log-probabilities, and what is computed from them
 DRAWING = (
     24  # bytes per vocabulary entry of a row being sampled: logits and log-probabilities, their exp and cdf double
@@ -41,7 +42,7 @@ def sizes(policy: Policy) -> Network:
         weights=sum(p.numel() for p in parameters),
         trained=sum(p.numel() for p in parameters if p.requires_grad),
         copied=sum(p.numel() for p in parameters if p.requires_grad and p.dtype != torch.float32),
-        bytes=next(p.element_size() for p in parameters),
+        bytes=getattr(torch, policy.model.dtype).itemsize,
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         inner=config.intermediate_size,
@@ -50,7 +51,7 @@ def sizes(policy: Policy) -> Network:
     )
 
 
-def formula(spec: RunSpec, network: Network, longest: int) -> dict[str, float]:
+def formula(spec: RunSpec, network: Network, longest: int, ranks: int = 1) -> dict[str, float]:
     """Bytes of each part; those of `PHASES` are not there at the same time.
 
     W weights of b bytes, of which T are trained and C have float32 masters; L layers of width D with an MLP of width F
@@ -65,6 +66,10 @@ def formula(spec: RunSpec, network: Network, longest: int) -> dict[str, float]:
       are (8·D + 3·K + 4·F)·b: norms, queries, keys, values, attention, residuals and the MLP (without attention scores)
     - scoring: a layer's own per token of as many sequences as are scored at a time, without gradient
     - checkpoint 8·T, the largest file as bytes on their way to the disk
+
+    With `parallel=fsdp2` each of R ranks has 1/R of the weights, which are float32, of gradients, optimiser, reference
+    and checkpoint; gathered besides, of policy and reference, embedding and head and two layers at a time,
+    2·(2·V·D + 2·W/L)·b, and with `rollout=hf` a whole copy W·b to sample from.
     """
     w = network
     n, c = longest, spec.model.logprob_chunk
@@ -72,7 +77,7 @@ def formula(spec: RunSpec, network: Network, longest: int) -> dict[str, float]:
     micro = min(spec.train.micro_batch_size, batch // spec.train.minibatches)
     layer = (8 * w.hidden + 3 * w.kv + 4 * w.inner) * w.bytes
     kept = w.layers * w.hidden * w.bytes + layer if spec.model.gradient_checkpointing else w.layers * layer
-    return {
+    terms = {
         "weights": w.weights * w.bytes,
         "masters": FLOAT * w.copied,
         "gradients": FLOAT * w.trained,
@@ -84,6 +89,15 @@ def formula(spec: RunSpec, network: Network, longest: int) -> dict[str, float]:
         "scoring": _scored(spec) * n * layer,
         "checkpoint": 2 * FLOAT * w.trained,
     }
+    return _spread(spec, w, terms, ranks) if spec.parallel.is_sharded else terms
+
+
+def _spread(spec: RunSpec, w: Network, terms: dict[str, float], ranks: int) -> dict[str, float]:
+    """What one of several ranks has of it."""
+    parts = {"weights": FLOAT * w.weights, **{name: terms[name] for name in SPREAD}}
+    gathered = 2 * (2 * w.vocabulary * w.hidden + 2 * w.weights / w.layers) * w.bytes
+    own = {"gathered": gathered, "sampler": 0 if isinstance(spec.rollout, VLLM) else w.weights * w.bytes}
+    return {**terms, **{name: size / ranks for name, size in parts.items()}, **own}
 
 
 def _scored(spec: RunSpec) -> int:

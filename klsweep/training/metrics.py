@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from klsweep.model.parallel import ALONE, Ranks
 from klsweep.model.policy import Scores
 from klsweep.objective.advantage import Algorithm
 from klsweep.objective.importance import Correction, importance_weight
@@ -160,12 +161,14 @@ class RatioStatistics:
         self._count += counted.double().sum().item()
         self._max = max(self._max, ratio.max().item())
 
-    def metrics(self) -> Metrics:
-        """Mean, maximum, and share outside [1 − clip_low, 1 + clip_high]."""
+    def metrics(self, ranks: Ranks = ALONE) -> Metrics:
+        """Mean, maximum, and share outside [1 − clip_low, 1 + clip_high], over all ranks."""
+        sums = torch.tensor([self._sum, self._clipped, self._count], dtype=torch.float64)
+        total, clipped, count = ranks.sum(sums).tolist()
         return {
-            "ratio/mean": self._sum / self._count,
-            "ratio/max": self._max,
-            "ratio/outside_fraction": self._clipped / self._count,
+            "ratio/mean": total / count,
+            "ratio/max": ranks.max(torch.tensor(self._max, dtype=torch.float64)).item(),
+            "ratio/outside_fraction": clipped / count,
         }
 
 

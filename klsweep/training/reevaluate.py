@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from klsweep.config.build import RunSpec
+from klsweep.model.parallel import ALONE, Ranks
 from klsweep.objective.objective import build_objective
 from klsweep.record.files import Row, read_rows
 from klsweep.record.folder import Attempt, RunFolder
@@ -26,6 +27,7 @@ def reevaluate(
     tracker: Tracker,
     should_stop: Callable[[], str | None],
     on_suite: Progress,
+    ranks: Ranks = ALONE,
 ) -> Outcome:
     """Evaluate `subject` by the settings of `spec`, and its base, as training does after its last update.
 
@@ -34,7 +36,7 @@ def reevaluate(
     earlier attempt has completed is not done again. `artifacts` holds the base's evaluation, which is shared;
     `should_stop` is asked between suites, and why; `on_suite` is told how many are done, and their figures.
     """
-    folder, trainer = attempt.folder, Trainer(spec, build_objective(*spec.objective_parts))
+    folder, trainer = attempt.folder, Trainer(spec, build_objective(*spec.objective_parts), ranks)
     base = base_evaluation(spec, artifacts, trainer.evaluate)
     _load(subject, folder, trainer)
     logs = {name: folder.evaluations / f"{name}.jsonl" for name in spec.eval.suites}

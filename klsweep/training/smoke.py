@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from klsweep.config.build import RunSpec
+from klsweep.model.parallel import ALONE, Ranks
 from klsweep.objective.objective import build_objective
 from klsweep.record.files import read_rows, write_json
 from klsweep.record.folder import Attempt, Lost
@@ -59,6 +60,7 @@ def smoke(
     tracker: Tracker,
     should_stop: Callable[[], str | None],
     on_update: Progress,
+    ranks: Ranks = ALONE,
 ) -> Outcome:
     """Train an update, go on from its checkpoint, evaluate what is left; `smoke.json` gets seconds and memory.
 
@@ -79,7 +81,7 @@ def smoke(
         on_update(update, row)
 
     with stages.stage("train"):
-        outcome = train(spec, attempt, artifacts, tracker, after_one, tell)
+        outcome = train(spec, attempt, artifacts, tracker, after_one, tell, ranks)
         if reason := should_stop():
             return Outcome(reason)
         _expect(outcome.cause or outcome.state, outcome.state == "preempted")
@@ -87,7 +89,7 @@ def smoke(
         kept = newest_sound(folder)
         _expect("no sound checkpoint of update 1", kept is not None and kept.name == "update-000001")
     with stages.stage("resume"):
-        outcome = train(spec, attempt, artifacts, tracker, should_stop, tell)
+        outcome = train(spec, attempt, artifacts, tracker, should_stop, tell, ranks)
         if outcome.state not in ("done", "diverged"):
             return outcome
         resumed = folder.attempts.claim(attempt.number).get("resumed_from")
@@ -96,10 +98,10 @@ def smoke(
     times = list(read_rows(folder.timing))
     stages.note(update_seconds=min(row["seconds/total"] - row.get("seconds/eval", 0.0) for row in times))
     with stages.stage("evaluate"):
-        trainer = Trainer(spec, build_objective(*spec.objective_parts))
+        trainer = Trainer(spec, build_objective(*spec.objective_parts), ranks)
         trainer.load_weights(folder, UPDATES)
         _check_evaluation(spec, trainer, folder.evaluations)
-    terms = memory.formula(spec, memory.sizes(trainer.policy), longest_sequence(spec, trainer.policy))
+    terms = memory.formula(spec, memory.sizes(trainer.policy), longest_sequence(spec, trainer.policy), ranks.size)
     stages.note(stage=None, formula=terms, at_most=memory.at_most(spec, terms))
     return Outcome("done")
 

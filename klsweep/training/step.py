@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from klsweep.model.logprobs import Column
+from klsweep.model.parallel import Ranks, local, whole
 from klsweep.model.policy import Policy, Reference, Scores, micro_batches, statistics
 from klsweep.objective.objective import Objective
 from klsweep.rollout.engine import Generation
@@ -25,6 +26,7 @@ class Learner:
     minibatches: int
     micro_batch_size: int
     max_grad_norm: float
+    ranks: Ranks
 
     def update(self, generation: Generation, scores: Scores, advantages: Tensor, beta: float) -> Metrics:
         """Take one optimiser step per minibatch. A gradient that is not finite is never stepped on: it ends the update.
@@ -35,12 +37,13 @@ class Learner:
         ratios, losses, norms = RatioStatistics(), [], []
         for rows in torch.arange(len(advantages)).chunk(self.minibatches):
             losses.append(self._accumulate(rows, generation, scores, advantages, beta, ratios))
-            norm = torch.nn.utils.clip_grad_norm_(self._trained(), self.max_grad_norm)
+            norm = whole(torch.nn.utils.clip_grad_norm_(self._trained(), self.max_grad_norm))
             norms.append(norm.item())
             if not torch.isfinite(norm):
                 break
             self.optimiser.step()
             self.optimiser.zero_grad()
+        bad = sum((~local(p).isfinite()).sum() for p in self._trained())
         policy, kl = torch.stack(losses).double().mean(0).tolist()
         return {
             "loss": policy + beta * kl,
@@ -48,8 +51,8 @@ class Learner:
             "loss/kl": kl,
             "grad_norm": sum(norms) / len(norms),
             "grad_norm_max": max(norms),
-            "weights_finite": float(all(p.isfinite().all() for p in self._trained())),
-            **ratios.metrics(),
+            "weights_finite": float(self.ranks.sum(torch.as_tensor(bad)).item() == 0),
+            **ratios.metrics(self.ranks),
         }
 
     def _accumulate(
@@ -67,7 +70,8 @@ class Learner:
         counts = objective.counts(tokens.lengths[rows])
         total = torch.zeros(2, device=advantages.device)
         columns: tuple[Column, ...] = ("logprobs", "exact_kl") if objective.loss_needs_distributions else ("logprobs",)
-        for part in micro_batches(tokens, rows, self.micro_batch_size):
+        own = micro_batches(tokens, rows[self.ranks.mine(len(rows))], self.micro_batch_size)
+        for part, is_counted in self.ranks.in_step(own, rows, self.micro_batch_size):
             micro = tokens.rows(part)
             reference = self.reference(micro) if objective.loss_needs_distributions else None
             found = statistics(self.policy, micro, self.temperature, columns, reference)
@@ -83,10 +87,11 @@ class Learner:
                 found.get("exact_kl"),
             )
             share = objective.aggregate(terms, micro.lengths, counts, self.max_length)
-            (share.policy + beta * share.kl).backward()
-            total += torch.stack(share).detach()
-            ratios.add(logprobs, old, micro.mask, objective.algorithm)
-        return total
+            (is_counted * (share.policy + beta * share.kl)).backward()
+            if is_counted:
+                total += torch.stack(share).detach()
+                ratios.add(logprobs, old, micro.mask, objective.algorithm)
+        return self.ranks.sum(total)
 
     def _trained(self) -> list[Tensor]:
         """What the optimiser steps: not the network's own weights if those are bfloat16, see `Masters`."""

@@ -1,83 +1,72 @@
-"""Everything that a run computes: policy, reference, optimiser and sampler, and what is done with them."""
+"""Everything that a run computes, led from one process: its own share and, by its orders, that of the other ranks."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from klsweep.config.build import RunSpec
-from klsweep.model.masters import Masters
-from klsweep.model.policy import Policy, Scores, Tokens, load_base, score
-from klsweep.model.reference import reference_of
+from klsweep.model.parallel import ALONE, Ranks, moved
+from klsweep.model.policy import Policy, Scores, Tokens
 from klsweep.model.weights import trained_weights
-from klsweep.objective.objective import Objective
+from klsweep.objective.objective import Objective, build_objective
 from klsweep.record.folder import Attempt, RunFolder
 from klsweep.rollout.engine import Generation, Rollout
 from klsweep.training import checkpoint
 from klsweep.training.ahead import SamplingProcess
-from klsweep.training.collect import Collector, longest_sequence
+from klsweep.training.collect import Collector
 from klsweep.training.evaluate import ItemRow, evaluate
 from klsweep.training.metrics import Metrics
-from klsweep.training.step import Learner
+from klsweep.training.share import Share
 
 
 class Trainer:
     """What a run computes with. Which computation comes when, what is recorded and when to stop, `train` decides.
 
-    A context manager as long as it trains.
-
-    BadInput if the policy has no positions for the longest prompt and response.
+    A context manager as long as it trains. The other ranks are in `follow` and do what they are told, so they agree
+    with the leader by construction.
     """
 
-    def __init__(self, spec: RunSpec, objective: Objective) -> None:
-        settings = spec.train
-        base = load_base(spec.model)
-        self._spec = spec
-        # before any checkpoint: the reference is always the base
-        self._policy = base.trainable_copy(spec.adapter, spec.root.seed)
-        self._reference = reference_of(base, self._policy)
-        self._weights = Masters(self._policy.network)
-        self._optimiser = torch.optim.AdamW(
-            self._weights.named.values(), lr=settings.lr, weight_decay=settings.weight_decay
-        )
-        self._optimiser.register_step_post_hook(lambda *_: self._weights.publish())
-        self._sampler = spec.rollout.bind(self._policy, longest_sequence(spec, self._policy))
-        self._collector = Collector(spec, self._policy, self._sampler)
+    def __init__(self, spec: RunSpec, objective: Objective, ranks: Ranks = ALONE) -> None:
+        self._spec, self._ranks = spec, ranks
+        ranks.order(spec)
+        self._share = Share(spec, objective, ranks)
+        self._collector = Collector(spec, self._share.policy, self)
         self._ahead: SamplingProcess | None = None
-        self._learner = Learner(
-            policy=self._policy,
-            reference=self._reference,
-            optimiser=self._optimiser,
-            objective=objective,
-            temperature=spec.rollout.temperature,
-            max_length=spec.task.max_response_tokens,
-            minibatches=settings.minibatches,
-            micro_batch_size=settings.micro_batch_size,
-            max_grad_norm=settings.max_grad_norm,
-        )
+
+    def _all(self, method: str, *arguments: Any) -> Any:
+        """Have every rank call a method of its share; what the leader's returned."""
+        self._ranks.order((method, arguments))
+        return getattr(self._share, method)(*arguments)
 
     @property
     def device(self) -> Any:
         """Where batches live."""
-        return self._policy.network.device
+        return self._share.policy.network.device
 
     @property
     def policy(self) -> Policy:
         """The policy that is trained."""
-        return self._policy
+        return self._share.policy
 
     @property
     def repeats_itself(self) -> bool:
         """See `Sampler.repeats_itself`."""
-        return self._sampler.repeats_itself
+        return self._share.sampler.repeats_itself
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], samples: int, uniforms: np.ndarray, temperature: float, top_p: float
+    ) -> Generation:
+        """See `Responder.generate`."""
+        return self._all("generate", prompts, samples, uniforms, temperature, top_p)
 
     def __enter__(self) -> "Trainer":
         """With `sampling.overlap`: start the process that `begin` asks."""
         if self._spec.sampling.overlap:
-            self._ahead = SamplingProcess(self._spec, lambda: trained_weights(self._policy))
+            self._ahead = SamplingProcess(self._spec, lambda: trained_weights(self.policy))
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -100,17 +89,12 @@ class Trainer:
 
     def score(self, tokens: Tokens) -> Scores:
         """What the policy and the reference say of a batch's tokens before its update, while the sampler rests."""
-        self._sampler.rest()
-        temperature, rows = self._spec.rollout.temperature, self._spec.train.micro_batch_size
-        return score(self._policy, self._reference, tokens, temperature, rows)
+        self._all("rest")
+        return self._all("score", tokens, self._spec.rollout.temperature, self._spec.train.micro_batch_size)
 
     def update(self, generation: Generation, scores: Scores, advantages: Tensor, beta: float, lr: float) -> Metrics:
-        """See `Learner.update`; the sampler then samples from the new weights."""
-        for group in self._optimiser.param_groups:
-            group["lr"] = lr
-        metrics = self._learner.update(generation, scores, advantages, beta)
-        self._sampler.take_weights()
-        return metrics
+        """See `Learner.update`."""
+        return self._all("update", generation, scores, advantages, beta, lr)
 
     def evaluate(self, only: Sequence[str] | None = None) -> dict[str, list[ItemRow]]:
         """See `evaluate`; of `only` these suites, if given."""
@@ -118,36 +102,57 @@ class Trainer:
         if only is not None:
             settings = dataclasses.replace(settings, suites={name: settings.suites[name] for name in only})
         return evaluate(
-            self._sampler,
-            self._policy,
+            self,
+            self._share.policy,
             settings,
-            lambda tokens: score(self._policy, self._reference, tokens, settings.temperature, settings.batch_size),
+            lambda tokens: self._all("score", tokens, settings.temperature, settings.batch_size),
         )
 
     def load(self, attempt: Attempt) -> checkpoint.State:
         """See `load_checkpoint`; the sampler then samples from its weights."""
-        state = checkpoint.load_checkpoint(attempt, self._weights, self._optimiser)
-        self._sampler.take_weights()
-        return state
+        return checkpoint.load_checkpoint(
+            attempt, lambda folder, with_optimiser: self._all("load", folder, with_optimiser), self.device
+        )
 
     def load_weights(self, run: RunFolder, update: int) -> None:
-        """The weights that another run has kept, see `load_kept`, for the policy and the sampler alone."""
-        checkpoint.load_kept(run, update, self._weights)
-        self._sampler.take_weights()
+        """The weights that another run has kept, see `checkpoint.kept`, for the policy and the sampler alone."""
+        self._all("load", checkpoint.kept(run, update), False)
 
     def load_model(self, folder: Path) -> None:
         """The same from a folder in HF format, see `load_model_folder`."""
-        checkpoint.load_model_folder(folder, self._weights)
-        self._sampler.take_weights()
+        self._all("load_model", folder)
 
     def save(self, attempt: Attempt, state: checkpoint.State) -> None:
         """See `save_checkpoint`."""
-        checkpoint.save_checkpoint(attempt, state, self._weights, self._optimiser)
+        checkpoint.save_checkpoint(attempt, state, lambda folder: self._all("save", folder))
 
     def write_model(self, folder: Path) -> None:
         """See `checkpoint.write_model`."""
-        checkpoint.write_model(folder, self._policy)
+        checkpoint.write_model(folder, self.policy, self._all("weights"))
 
     def save_milestone(self, attempt: Attempt, update: int) -> None:
         """See `checkpoint.save_milestone`."""
-        checkpoint.save_milestone(attempt, update, self._policy)
+        checkpoint.save_milestone(attempt, update, self._write_trained)
+
+    def _write_trained(self, folder: Path) -> None:
+        """The trained weights alone: of a policy with an adapter, that."""
+        if hasattr(self.policy.network, "peft_config"):
+            checkpoint.write_adapter(folder, self.policy)
+        else:
+            self.write_model(folder)
+
+
+def follow(ranks: Ranks) -> None:
+    """A rank that does not lead: hold a share of what the leader begins, do what it orders, until it dismisses all."""
+    share: Share | None = None
+    while (order := ranks.order()) is not None:
+        if isinstance(order, RunSpec):
+            share = None  # its memory first
+            share = Share(order, build_objective(*order.objective_parts), ranks)
+            continue
+        assert share is not None
+        method, arguments = moved(order, share.policy.network.device)
+        try:
+            getattr(share, method)(*arguments)
+        except FloatingPointError:  # raised on the leader, too, who knows what that means
+            continue

@@ -112,7 +112,7 @@ def test_a_milestone_is_read_back(tmp_path, fields):
     trainers = [Trainer(spec, build_objective(*spec.objective_parts)) for _ in range(2)]
     trainers[0].load_weights(folder, 4)
     trainers[1].load_model(folder.path / "models/update-000004")
-    one, other = (trainer._weights.named for trainer in trainers)
+    one, other = (trainer._share._weights.named for trainer in trainers)
     assert list(one) == list(other)
     assert all(torch.equal(one[name], other[name]) for name in one)
     with pytest.raises(ValueError, match="its weights do not fit the base's network"):

@@ -82,6 +82,8 @@ def contest(work: Work, turns: int, updates: int) -> Iterator[Row]:
     whole = {name: contestant.turn(0) for name, contestant in everyone.items()}
     yield from _rows(work, rounds[1:], whole, {name: each.loaded_mib for name, each in everyone.items()})
     yield from _phases(whole[OURS]["timing"][updates:])
+    if TRL not in everyone:
+        yield Row(TRL, f"left out: {PARITY.relative_to(ROOT)} not found (make install-parity)")
 
 
 def start(work: Work) -> dict[str, Contestant]:
@@ -100,9 +102,12 @@ def start(work: Work) -> dict[str, Contestant]:
 def _rows(work: Work, rounds: Sequence[Round], whole: dict, loaded: dict[str, float]) -> Iterator[Row]:
     for name, last in whole.items():
         median = statistics.median(wall for turn in rounds for wall, _ in turn[name])
-        rate = f"{work.prompts * work.group / median:,.0f}"
+        rate = work.prompts * work.group / median
         memory = f"peak memory {last['peak_mib']:.0f} MiB, {loaded[name]:.0f} before the first update"
-        yield Row(f"{name}: samples per second", f"{rate} ({median * 1e3:,.0f} ms an update; {memory})")
+        yield Row(
+            f"{name}: samples per second",
+            f"{rate:,.{1 if rate < 100 else 0}f} ({median * 1e3:,.0f} ms an update; {memory})",
+        )
     for other in (name for name in whole if name != OURS):
         aim = {FLOOR: " (aim: at most 1.15)", TRL: " (aim: at most 1)"}.get(other, "")
         wall, processor = (spread(_ratios(rounds, other, clock)) for clock in (0, 1))

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from klsweep.record.files import read_json, read_rows
 from klsweep.record.folder import RunFolder, SweepFolder
-from tests.slurm.arena import CELL, Trial, shell, wait_until
+from tests.slurm.arena import CELL, Trial, rows_of, shell, wait_until
 
 GENTLE = ["train.lr=3.0e-5", "train.updates=20", "kl.coef=0.05", "seed=0", "sampling=off_policy"]
 
@@ -19,9 +19,9 @@ def weights(folder: RunFolder) -> torch.Tensor:
 @pytest.mark.slow
 def test_a_run_on_two_nodes_is_that_of_one_process(arena):
     arena.klsweep("sweep", *CELL, *GENTLE, "launcher.threads=1", "sweep_dir=gentle")
-    trial = Trial(arena, "nodes", *GENTLE, "parallel=fsdp2", "parallel.processes=1", "launcher.nodes=2", pace=0.2)
+    trial = Trial(arena, "nodes", *GENTLE, "parallel=fsdp2", "parallel.processes=1", "launcher.nodes=2", pace=2.0)
     trial.submit()
-    trial.strike_point()
+    wait_until(lambda: rows_of(trial.run) > 4, "some updates")
     assert "NumNodes=2" in shell("scontrol", "show", "job", trial.job())
     arena.klsweep("cancel", trial.directory)
     assert trial.settle()["counts"] == {"cancelled": 1}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from klsweep.model.parallel import ALONE
 from klsweep.model.policy import states
 from klsweep.objective.objective import Objective, build_objective
 from klsweep.training.step import Learner
@@ -59,6 +60,7 @@ def ours(batch: Batch, preset: str, policy: str) -> tuple[torch.Tensor, float, d
         minibatches=1,
         micro_batch_size=7,
         max_grad_norm=math.inf,
+        ranks=ALONE,
     )
     scores, mask = batch.scores, batch.generation.tokens.mask
     advantages = objective.advantages(batch.rewards, scores.old_logprobs, scores.ref_logprobs, mask, BETA)

@@ -81,7 +81,12 @@ def _train(
         if index in kept:
             return lambda: kept[index]
         fetch = trainer.begin(index, version=done)
-        return fetch if trainer.repeats_itself else cache(lambda: _saved(attempt, fetch()))
+        if trainer.repeats_itself:
+            return fetch
+        saved = cache(lambda: _saved(attempt, fetch()))
+        if not trainer.samples_ahead:  # it is there: a run that is killed before its turn finds it
+            saved()
+        return saved
 
     def record_evaluation(update: int, rows: dict[str, list[ItemRow]]) -> measure.Metrics:
         for suite, suite_rows in rows.items():

@@ -73,6 +73,11 @@ class Trainer:
         if self._ahead is not None:
             self._ahead.close()
 
+    @property
+    def samples_ahead(self) -> bool:
+        """True if another process samples, and `begin` returns before a batch is there."""
+        return self._ahead is not None
+
     def begin(self, index: int, version: int) -> Callable[[], Rollout]:
         """Have the batch of update `index` sampled from today's weights, of which `version` says how many updates they
         have seen: here and now, or in another process while the caller goes on. Returns what waits for it.

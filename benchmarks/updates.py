@@ -5,6 +5,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,13 +35,14 @@ class Contestant:
     """The parent's side of `contestants.turns`."""
 
     def __init__(self, interpreter: Path, module: str, work: dict) -> None:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process)
         self._process = subprocess.Popen(
             [interpreter, "-m", f"benchmarks.contestants.{module}", json.dumps(work)],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._errors,
             text=True,
         )
         self.loaded_mib: float = self._answer()["peak_mib"]
@@ -55,7 +57,10 @@ class Contestant:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self._process.args} ended without an answer (exit code {self._process.wait()})")
+            self._process.wait()
+            self._errors.seek(0)
+            said = self._errors.read().decode(errors="replace")[-2000:]
+            raise RuntimeError(f"{self._process.args} ended without an answer:\n{said}")
         return json.loads(line)
 
 

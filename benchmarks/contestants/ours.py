@@ -35,6 +35,7 @@ def spec_of(work: dict) -> RunSpec:
             f"task.max_response_tokens={work['tokens']}",
             "train.updates=100000",
             "train.lr=1e-9",
+            "train.base_check=off",
             "eval.samples_per_prompt=1",
             "eval.pass_at=[1]",
             *(f"eval.suites.{suite}.eval_prompts=2" for suite in ("add", "subtract", "reverse", "max", "sort")),
@@ -54,7 +55,7 @@ def claimed(folder: Path) -> Attempt:
 def main(work: dict, folder: Path) -> None:
     torch.set_num_threads(1)
     turns, attempt = Turns(), claimed(folder)
-    train(
+    outcome = train(
         spec_of(work),
         attempt,
         folder / "artifacts",
@@ -62,6 +63,8 @@ def main(work: dict, folder: Path) -> None:
         lambda: None if turns.wait() else "over",
         lambda *_: None,
     )
+    if outcome.state != "over":
+        raise RuntimeError(f"training ended by itself: {outcome}")
     turns.answer(timing=list(read_rows(attempt.folder.timing)))
 
 

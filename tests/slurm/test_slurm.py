@@ -244,7 +244,7 @@ BAD = [
     (["launcher.time=soon"], "launcher.time='soon': expected minutes or [days-]hours:minutes:seconds"),
     (["launcher.profile=null"], "launcher.time=null: give the time limit of a job"),
     (["launcher.time=1"], "launcher.signal_delay_s=120: must be less than launcher.time=1"),
-    (["launcher.nodes=2"], "launcher.nodes=2: a run trains in one process, on one node"),
+    (["launcher.nodes=2"], "launcher.nodes=2: parallel=single trains in one process, on one node (parallel=fsdp2)"),
     (["launcher.concurrent=2"], "launcher.concurrent=2: at most launcher.runs_per_job=1"),
     (["launcher.signal_delay_s=5"], "launcher.signal_delay_s=5: Input should be greater than or equal to 30"),
     (["launcher.max_hours=2"], "launcher.max_hours=2: the cost is unknown, nothing has been measured"),

@@ -1,6 +1,7 @@
 """Trying a plan out: which runs stand for which, what a trial looks at, and that its findings are true."""
 
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -96,6 +97,13 @@ def test_a_failing_stage_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(trial.Trainer, "load_weights", other)
     with pytest.raises(trial.SmokeFailed, match="evaluate: RuntimeError: add: the checkpoint is eval"):
         tried(tmp_path / "b")
+
+
+def test_what_a_run_was_trained_with_is_given_back():
+    spec = small_spec()
+    trainer = weakref.ref(trial.Trainer(spec, trial.build_objective(*spec.objective_parts)))
+    memory.release()
+    assert trainer() is None
 
 
 def test_what_is_tried_has_the_longest_prompts():

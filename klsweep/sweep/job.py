@@ -73,6 +73,7 @@ def _work(
     from klsweep.rollout.vllm import VLLM
     from klsweep.rollout.vllm_engine import release
     from klsweep.tracking import Tracker
+    from klsweep.training import memory
     from klsweep.training.loop import train
     from klsweep.training.reevaluate import reevaluate
     from klsweep.training.smoke import smoke
@@ -84,6 +85,7 @@ def _work(
     attempt.note(eval_id=eval_id(spec), plugin_hash=plugins)
     if not isinstance(spec.rollout, VLLM):
         release()  # an earlier run's engine in this process holds memory
+    memory.release()  # and so may what it was trained with
     subject = Subject(**config["evaluate"]) if "evaluate" in config else None
     trained = RunFolder(folder.path / subject.run) if subject is not None and subject.run is not None else folder
     ranks = processes(spec)

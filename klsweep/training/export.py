@@ -14,6 +14,7 @@ from klsweep.objective.objective import build_objective
 from klsweep.record.files import read_rows
 from klsweep.record.folder import RunFolder
 from klsweep.rollout.hf import HF, left_padded
+from klsweep.training import memory
 from klsweep.training.trainer import Trainer
 
 PROBES = 4  # recorded items of each suite whose log-probabilities are compared
@@ -53,6 +54,7 @@ def export_weights(spec: RunSpec, run: RunFolder, update: int, milestone: Path |
         trained.policy.tokenizer.chat_template = template
     trained.write_model(target)
     del trained
+    memory.release()
     written = dataclasses.replace(spec.model, path=str(target), revision=None)
     after = _trainer(dataclasses.replace(spec, model=written)).score(tokens).old_logprobs
     return _verdict(before, after, tokens, _allowed(spec, before.device.type == "cpu"))

@@ -46,6 +46,7 @@ class _Stages:
         except Exception as error:
             raise SmokeFailed(f"{name}: {type(error).__name__}: {error}") from error
         self.findings["seconds"][name] = time.perf_counter() - start
+        memory.release()  # a run has one trainer, and its peak is that of one
         self.note(peak=memory.peak()._asdict())
 
     def note(self, **facts: Any) -> None:

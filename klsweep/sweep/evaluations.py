@@ -29,7 +29,7 @@ from klsweep.sweep.status import observe
 
 WHICH = ("last", "all")
 RECORD = "klsweep.json"  # in an exported folder: which run its weights are of
-CHANGEABLE = ("eval", "rollout", "launcher", "wandb")
+CHANGEABLE = ("eval", "rollout", "parallel", "launcher", "wandb")
 # Responses are sampled for the evaluation alone: how rollouts are sampled is how it samples.
 MEANT = {"rollout.temperature": "eval.temperature", "rollout.top_p": "eval.top_p"}
 
@@ -67,9 +67,10 @@ class Changes:
 def plan_evaluations(composer: Composer, target: Path, overrides: Sequence[str]) -> list[Plan]:
     """One plan per evaluation id: of a sweep's finished runs, of one run, or of a model folder in HF format.
 
-    `overrides` change the nodes eval, rollout, launcher and wandb, and operational fields; several values of a key are
-    so many evaluations. `checkpoint=last` (the default) or `all` (milestones, too). Of a model folder they compose, as
-    for training, what it is evaluated with; the base, to which KL is measured, is the folder itself unless they say.
+    `overrides` change the nodes eval, rollout, parallel, launcher and wandb, and operational fields; several values of
+    a key are so many evaluations. `checkpoint=last` (the default) or `all` (milestones, too). Of a model folder they
+    compose, as for training, what it is evaluated with; the base, to which KL is measured, is the folder itself unless
+    they say.
     BadInput if nothing is there to evaluate, and for anything wrong, before anything is written.
     """
     which, parsed = _which(parse_overrides(overrides))

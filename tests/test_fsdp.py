@@ -31,6 +31,7 @@ CELL = [
     "train.lr=3.0e-5",  # so that training does not amplify rounding
     "train.updates=20",
     "train.checkpoint_seconds=0",
+    "checkpoint.keep_at=[20]",
     "task.train_prompts=64",
     "placement=loss",
     "estimator=full",
@@ -66,6 +67,10 @@ def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
     return {name: torch.cat([file[name] for file in files]) for name in files[0]}
 
 
+def milestone(folder: RunFolder) -> dict[str, torch.Tensor]:
+    return load_file(folder.path / "models/update-000020/model.safetensors")
+
+
 def assert_equal_up_to_rounding(one: RunFolder, two: RunFolder) -> None:
     rows, others = (list(read_rows(folder.metrics)) for folder in (one, two))
     assert [row["update"] for row in rows] == [row["update"] for row in others] == list(range(21))
@@ -93,6 +98,11 @@ def test_two_processes_train_as_one(single, double):
     assert_equal_up_to_rounding(single, double)
     names = sorted(file.name for file in double.checkpoints.glob("*/*"))
     assert names == ["model-00000-of-00002.safetensors", "model-00001-of-00002.safetensors", "state.json"]
+    kept, whole = milestone(double), milestone(single)
+    assert list(kept) == list(whole)  # of tied weights one
+    assert all(
+        (kept[name] - whole[name]).norm() < 1e-4 * whole[name].norm() for name in whole if "k_proj.bias" not in name
+    )
     environment = read_json(double.environment)
     assert (environment["ranks"], environment["threads"]) == (2, 1)
 
@@ -233,6 +243,10 @@ SLURM = ["launcher=slurm", "launcher.time=10"]
         (
             [*TWO, "sampling=off_policy", "sampling.overlap=true"],
             "sampling.overlap=True: with parallel=fsdp2 all GPUs sample, then all train",
+        ),
+        (
+            [*TWO, *SLURM, "rollout=vllm", "rollout.tensor_parallel_size=2"],
+            "rollout.tensor_parallel_size=2: with parallel=fsdp2 each rank samples by itself",
         ),
         (["parallel=fsdp3"], "parallel='fsdp3': choose from fsdp2, single"),
     ],

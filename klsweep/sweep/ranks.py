@@ -89,6 +89,8 @@ def check(spec: RunSpec) -> None:
         raise BadInput("model.reference=offload: with parallel=fsdp2 the reference is spread over the GPUs (device)")
     if spec.adapter.rank is not None:
         raise BadInput("adapter=lora: adapters are trained in one process (parallel=single)")
+    if (size := getattr(spec.rollout, "tensor_parallel_size", 1)) > 1:
+        raise BadInput(f"rollout.tensor_parallel_size={size}: with parallel=fsdp2 each rank samples by itself (1)")
     if spec.sampling.overlap:
         raise BadInput("sampling.overlap=True: with parallel=fsdp2 all GPUs sample, then all train (false)")
 

@@ -117,12 +117,15 @@ class Share:
         self.sampler.take_weights()
 
     def weights(self) -> dict[str, Tensor] | None:
-        """All weights by name, on the CPU, gathered one at a time: the leader's, None on other ranks."""
-        leads = self._ranks.rank == 0
-        found = {}
+        """All weights by name, on the CPU, gathered one at a time, tied ones once: the leader's, None on other ranks."""
+        leads, found = self._ranks.rank == 0, dict[str, Tensor]()
         for name, tensor in named_weights(self.policy):
             if leads:
                 found[name] = tensor.cpu()
+        first: dict[int, str] = {}
+        for name, parameter in self.policy.network.state_dict(keep_vars=True).items():
+            if name in found:  # an adapter's are not
+                found[name] = found[first.setdefault(id(parameter), name)]
         return found if leads else None
 
 

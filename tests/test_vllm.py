@@ -154,9 +154,10 @@ def test_top_p_logprobs_are_of_the_renormalised_nucleus(sampler, policy):
 
 
 @pytest.mark.slow
-def test_every_stop_id_ends_a_response_and_stays_in_it(sampler, policy):
+def test_every_stop_id_ends_a_response_and_stays_in_it(engine, policy):
     one, eos = policy.encode(["1"])[0][0], policy.tokenizer.eos_token_id
     policy.network.generation_config.eos_token_id = [eos, one]
+    sampler = engine.bind(policy, longest=160)
     generation = asked(sampler, policy, samples=40)
     last = set()
     for ids, mask in zip(generation.tokens.response_ids, generation.tokens.mask, strict=True):

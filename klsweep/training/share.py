@@ -117,7 +117,7 @@ class Share:
         self.sampler.take_weights()
 
     def weights(self) -> dict[str, Tensor] | None:
-        """All weights by name, on the CPU, gathered one at a time, tied ones once: the leader's, None on other ranks."""
+        """All weights by name, on the CPU, one at a time, tied ones once: the leader's, None on other ranks."""
         leads, found = self._ranks.rank == 0, dict[str, Tensor]()
         for name, tensor in named_weights(self.policy):
             if leads:

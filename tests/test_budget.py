@@ -196,7 +196,6 @@ def test_a_profile_fills_in_what_the_launcher_leaves_open(tmp_path):
         ("- 3", "expected lines of KEY: VALUE"),
         ("a: [", "while parsing"),
         ("time: 60\nsbatch: {comment: mine}", "launcher.sbatch.comment: klsweep sets it itself"),
-        ("time: 60\nnodes: 2", "launcher.nodes=2: a run trains in one process"),
         ("\xff", "site.yaml: 'utf-8' codec can't decode"),
     ],
 )
@@ -240,7 +239,7 @@ def test_a_worker_that_does_not_stop_is_killed_and_its_run_ended(tmp_path, monke
         pool.run([run])
         assert pool.stopped == "timeout"
     assert (seen[0]["state"], seen[0]["cause"]) == ("timeout", "killed: no update ended in time after the signal")
-    assert seen[0]["job"] == {"id": "7_1", "restart": 0}
+    assert seen[0]["job"] == {"id": "7_1", "restart": 0, "nodes": 1}
 
 
 def test_causes_that_differ_in_numbers_alone_are_one():

@@ -17,6 +17,7 @@ from klsweep.sweep.submissions import Placed, clusters, log_file, mark, queued, 
 
 LOST_SECONDS = 5 * PATIENCE_SECONDS  # without a heartbeat from a host that cannot be asked
 TRACEBACK_LINES = 3
+DIRECT_CAUSE = "\nThe above exception was the direct cause of"  # as Python writes it between two tracebacks
 WAITING = ("pending", "preempted", "timeout")  # states in which a run is still to be tried by the job it is in
 
 
@@ -177,7 +178,7 @@ def _place(queue: cluster.QueuedJob) -> str:
 
 
 def _failures(sweep: SweepFolder, runs: Iterable[Row], observed: dict[str, Observed]) -> list[Row]:
-    """Runs that did not end well by cause, most first, with the last lines of one traceback or log."""
+    """Runs that did not end well by cause, most first, with the last lines of one log, or of where its error began."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for run in runs:
         if run["state"] == "failed" or (run["state"] in ("timeout", "preempted") and run["queue"] is None):
@@ -186,13 +187,14 @@ def _failures(sweep: SweepFolder, runs: Iterable[Row], observed: dict[str, Obser
     for (state, _), members in sorted(groups.items(), key=lambda group: -len(group[1])):
         first = members[0]
         text = observed[first["run_id"]].status.get("traceback") or (_log_of(sweep, first) if state == "failed" else "")
+        began = text.split(DIRECT_CAUSE, 1)[0]  # the end of the chain is in `cause` already
         rows.append(
             {
                 "state": state,
                 "cause": first["cause"],
                 "count": len(members),
                 "runs": [run["run_id"] for run in members],
-                "last_lines": [line for line in text.splitlines() if line.strip()][-TRACEBACK_LINES:],
+                "last_lines": [line for line in began.splitlines() if line.strip()][-TRACEBACK_LINES:],
             }
         )
     return rows

@@ -193,7 +193,8 @@ def neighbours(arena: Arena, name: str) -> str:
     assert found[runs[0]].endswith(": RuntimeError: a fault in the reward"), found
     assert found[runs[1]] == "vanished: the worker process ended with exit code 137", found
     assert found[runs[2]] == "vanished: the worker process ended with signal SIGSEGV", found
-    assert "raise RuntimeError" in "".join(status["failures"][0]["last_lines"] + status["failures"][1]["last_lines"])
+    shown = [line.strip() for line in status["failures"][0]["last_lines"]]
+    assert shown[1:] == ['raise RuntimeError("a fault in the reward")', "RuntimeError: a fault in the reward"], shown
     trial.faults = {}
     trial.pace(0.0)
     arena.klsweep("retry", trial.directory)

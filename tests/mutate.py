@@ -208,7 +208,7 @@ RECORD = [
         "if not content:",
     ),
     ("optimiser kept after the end", "training/checkpoint.py", "if path.name not in weights:", "if False:"),
-    ("finished rollouts not kept", "training/loop.py", "if not trainer.repeats_itself:", "if False:"),
+    ("finished rollouts not kept", "training/loop.py", "if trainer.repeats_itself:\n            return", "if True:\n            return"),
     ("milestones left out", "training/loop.py", "if update in spec.checkpoint.keep_at:", "if False:"),
     (
         "one failure too many",

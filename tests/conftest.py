@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from klsweep.objective.advantage import GRPO, RLOO, Algorithm, DrGRPO, Reinforce
-from klsweep.objective.clip import NO_CLIP, Clip, FixedClip
+from klsweep.objective.clip import NO_CLIP, UNUSED, Clip, FixedClip
 from klsweep.objective.importance import Correction, Masked, NoCorrection, Truncated
 from klsweep.objective.kl import Estimator
 from klsweep.objective.objective import Objective
@@ -31,7 +31,7 @@ def no_clip() -> Clip:
 
 def fixed_clip(tau: float | None, level: str = "token", mode: str = "hard", **fields) -> Clip:
     rest = {"low": None, "high": None, "output": None, "clamp_stage": "after_weight", "half": "both", **fields}
-    return FixedClip(tau=tau, level=level, mode=mode, **rest)  # pyright: ignore
+    return FixedClip(**{**UNUSED, "tau": tau, "level": level, "mode": mode, **rest})  # pyright: ignore
 
 
 def placed(

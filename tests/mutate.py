@@ -31,7 +31,7 @@ OBJECTIVE = [
         'self.clamp_stage == "before_weight"',
         'self.clamp_stage == "after_weight"',
     ),
-    ("a clip in both halves", "clip.py", 'self if self.half in ("both", half) else NO_CLIP', "self"),
+    ("a clip in both halves", "clip.py", 'self if self.half in (None, "both", half) else NO_CLIP', "self"),
     (
         "KL rewarded instead of charged",
         "placement.py",
@@ -180,14 +180,20 @@ RECORD = [
     (
         "an adaptive β begins anew",
         "training/checkpoint.py",
-        'State(content["update"], content["beta_scale"], waiting)',
-        'State(content["update"], 1.0, waiting)',
+        'State(content["update"], content["beta_scale"], waiting,',
+        'State(content["update"], 1.0, waiting,',
+    ),
+    (
+        "a calibrated clip begins anew",
+        "training/checkpoint.py",
+        'Calibrated(**content.get("calibrated", {}))',
+        "Calibrated()",
     ),
     (
         "waiting rollouts forgotten",
         "training/checkpoint.py",
-        'State(content["update"], content["beta_scale"], waiting)',
-        'State(content["update"], content["beta_scale"], [])',
+        'State(content["update"], content["beta_scale"], waiting,',
+        'State(content["update"], content["beta_scale"], [],',
     ),
     (
         "the optimiser begins anew",
@@ -208,7 +214,12 @@ RECORD = [
         "if not content:",
     ),
     ("optimiser kept after the end", "training/checkpoint.py", "if path.name not in weights:", "if False:"),
-    ("finished rollouts not kept", "training/loop.py", "if trainer.repeats_itself:\n            return", "if True:\n            return"),
+    (
+        "finished rollouts not kept",
+        "training/loop.py",
+        "if trainer.repeats_itself:\n            return",
+        "if True:\n            return",
+    ),
     ("milestones left out", "training/loop.py", "if update in spec.checkpoint.keep_at:", "if False:"),
     (
         "one failure too many",

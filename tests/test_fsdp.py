@@ -153,9 +153,9 @@ def _gradients(rank: int, size: int, folder: Path, overrides: list[str]) -> None
     generation = share.generate(prompts, 3, torch.rand(9, 8, generator=generator).numpy(), 1.0, 1.0)
     scores = share.score(generation.tokens, 1.0, 4)
     advantages = torch.randn(scores.old_logprobs.shape, generator=generator)
-    share.update(generation, scores, advantages, 0.3, 1e-3)  # away from the base, where the KL and its gradient are 0
+    share.update(generation, scores, advantages, 0.3, None, 1e-3)  # away from the base, where the KL is 0
     learner, found = share._learner, {}
-    loss = learner._accumulate(torch.arange(9), generation, scores, advantages, 0.3, _Nothing())  # pyright: ignore
+    loss = learner._accumulate(learner.objective, torch.arange(9), generation, scores, advantages, 0.3, _Nothing())  # pyright: ignore
     for name, parameter in share.policy.network.named_parameters():
         found[name] = whole(parameter.grad)
     found["loss"], found["kl"] = loss, share.score(generation.tokens, 1.0, 4).exact_kl

@@ -54,7 +54,7 @@ def process():
     """A sampling process for the shipped base, and the base."""
     spec = small_spec(*STALE, OVERLAP)
     policy = load_base(spec.model).trainable_copy()
-    found = ahead.SamplingProcess(spec, lambda: trained_weights(policy))
+    found = ahead.SamplingProcess(spec, None, lambda: trained_weights(policy))
     yield found
     found.close()
 

@@ -137,7 +137,7 @@ def batch(correct: str, truncated: str = "", rewards: list[float] | None = None)
     tokens = Tokens(ids, ids, ids, torch.ones(size, 3))
     grades = [Grade(c == "1", None) for c in correct]
     values = torch.tensor(rewards or [float(c) for c in correct])
-    return Rollout(1, 0, [0], Generation(tokens, torch.zeros(size, 3), cut), values, grades)
+    return Rollout(1, 0, [0], Generation(tokens, torch.zeros(size, 3), cut), values, values, grades)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ KILLS = 20
 FEW = ["eval.samples_per_prompt=2", "eval.pass_at=[1]"]
 CELL = [*SMALL, "train.updates=8", "train.checkpoint_seconds=0", "eval.every=5", *FEW]
 ADAPTIVE = ["kl.schedule=adaptive", "kl.target=0.01", "kl.horizon=32", "train.minibatches=2"]
+CALIBRATED = ["clip=quantile", "clip.confidence=0.2", "clip.window=4", "clip.on_zero=warn"]
 STALE = ["sampling=off_policy", "sampling.async_level=3"]
 
 
@@ -88,7 +89,7 @@ def contents(folder: RunFolder) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", [ADAPTIVE, STALE], ids=["on_policy", "off_policy"])
+@pytest.mark.parametrize("overrides", [[*ADAPTIVE, *CALIBRATED], STALE], ids=["on_policy", "off_policy"])
 def test_killed_anywhere_and_resumed_equals_undisturbed(overrides, tmp_path):
     overrides = [*overrides, "checkpoint.keep_at=[3,8]"]
     whole = prepared(tmp_path / "whole", *overrides)

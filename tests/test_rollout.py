@@ -101,7 +101,7 @@ def _versions(lag: int, updates: int, period: int = 1) -> list[tuple[int, int]]:
     queue, done = RolloutQueue(lag, updates, period=period), 0
     seen = []
     for update in range(1, updates + 1):
-        rollout = queue.next(update, lambda i, done=done: lambda: Rollout(i, done, [], None, torch.zeros(0), 0))  # pyright: ignore
+        rollout = queue.next(update, lambda i, done=done: lambda: Rollout(i, done, [], None, *[torch.zeros(0)] * 2, []))  # pyright: ignore
         seen.append((rollout.update, rollout.version))
         done = update
         if update == 2:

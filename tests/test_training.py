@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, capsys):
         assert with_optimiser
         shards.load_optimiser(checkpoint, weights, optimiser)
 
-    assert load_checkpoint(attempt, load, "cpu") == (2, 1.0, [])
+    assert load_checkpoint(attempt, load, "cpu")[:3] == (2, 1.0, [])
     assert optimiser.state[network.lm_head.weight]["step"].item() == 2
     warned = "warning: checkpoint update-000003 is damaged (model.safetensors): trying the one before\n"
     assert capsys.readouterr().err == warned

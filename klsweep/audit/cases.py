@@ -10,6 +10,7 @@ from klsweep.config.compose import Composer
 from klsweep.config.grid import Cell, Exclusion, expand
 from klsweep.config.identity import canonical, inert_keys
 from klsweep.errors import BadInput
+from klsweep.objective.clip import QuantileClip
 from klsweep.objective.objective import Objective, Undefined, build_objective
 from klsweep.objective.regulariser import Betas
 
@@ -70,6 +71,8 @@ def cases(composer: Composer, overrides: Sequence[str], default: str, whole: boo
 def _not_audited(objective: Objective, whole: bool) -> str | None:
     if not objective.has_kl:
         return "no KL term: nothing to audit"
+    if isinstance(objective.clip, QuantileClip):
+        return "clip=quantile has no threshold before training (audit clip=fixed clip.level=sequence clip.tau=…)"
     if compares(objective) and not objective.algorithm.linear and not whole:
         return (
             "placement.baseline=inside with a group's std: the KL term alone is only noise of unit scale "

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from klsweep.component import Seed, component, used_fields
 from klsweep.config.plugins import import_plugin, is_within
 from klsweep.errors import BadInput
+from klsweep.tasks.reward import LearnedReward
 
 if TYPE_CHECKING:
     from klsweep.model.adapter import Adapter
@@ -73,6 +74,9 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         self.adapter.check(self.model)
+        self.clip.check(self.train.prompts_per_update, self.algorithm.group_size)
+        if isinstance(self.reward, LearnedReward):
+            _check_reward_model(self, self.reward)
 
     @property
     def objective_parts(self) -> tuple[Estimator, Placement, Clip, Algorithm, KL, Correction]:
@@ -84,6 +88,19 @@ class RunSpec:
         return dataclasses.replace(
             self, estimator=objective.estimator, placement=objective.placement, clip=objective.clip, kl=objective.kl
         )
+
+
+def _check_reward_model(spec: RunSpec, reward: LearnedReward) -> None:
+    """BadInput for what a reward model does not go with."""
+    if spec.parallel.is_sharded:
+        raise BadInput("reward=reward_model needs parallel=single: it is trained, and asked, in one process")
+    if spec.rollout.top_p < 1.0:
+        raise BadInput(
+            f"rollout.top_p={spec.rollout.top_p} with reward=reward_model: how far a policy has left its data is "
+            "told from the probabilities of whole distributions (rollout.top_p=1)"
+        )
+    if reward.prompts > (there := len(spec.task.train_items())):
+        raise BadInput(f"reward.prompts={reward.prompts}: the task has {there} training prompts")
 
 
 ROOT_FIELDS = tuple(field.name for field in dataclasses.fields(Root))  # pyright: ignore[reportArgumentType]

@@ -170,6 +170,8 @@ def _without_inert(flat: Canonical, spec: RunSpec) -> Canonical:
         drop("placement.baseline")  # there is none to be inside or outside of
     if spec.train.minibatches == 1:
         drop("algorithm.clip_low", "algorithm.clip_high", "algorithm.ratio_level")  # π_θ is π_old: the ratio is 1
+    if flat.get("reward.labels") == "noiseless":
+        drop("reward.temperature")
     if not spec.sampling.is_stale:
         drop("sampling")
         flat["sampling"] = "OnPolicy"
@@ -186,7 +188,7 @@ def _drop_inert_kl(flat: Canonical, spec: RunSpec, drop: Callable[..., None]) ->
     if flat.get("placement.loss_estimator") == own:
         flat["placement.loss_estimator"] = "same"
     in_loss = flat.get("placement.loss_estimator", "same")
-    unclipped = clip.bounds == (None, None) and clip.output is None
+    unclipped = clip.input_level is None and clip.output is None
     if not both:
         drop("clip.half")
     if not placement.in_loss:  # a charge is detached: it has no gradient of its own, and is not weighted
@@ -200,7 +202,7 @@ def _drop_inert_kl(flat: Canonical, spec: RunSpec, drop: Callable[..., None]) ->
         drop("estimator.clip_gradient")
     else:
         drop("clip.clamp_stage")  # the value is not weighted
-    if clip.bounds == (None, None):
+    if clip.input_level is None:
         drop("estimator.clip_gradient")
     if "clip" in flat:
         _settle_bounds(flat, clip, drop)
@@ -232,7 +234,7 @@ def _settle_bounds(flat: Canonical, clip: Clip, drop: Callable[..., None]) -> No
     """τ for symmetric bounds, low and high for others, however they were given."""
     low, high = clip.bounds
     drop("clip.tau", "clip.low", "clip.high")
-    if low is None and high is None:
+    if clip.input_level is None:
         drop("clip.level", "clip.mode")
     elif high is not None and low == -high:
         flat["clip.tau"] = high
@@ -299,6 +301,20 @@ def base_eval_id(spec: RunSpec) -> str:
     base["engine"] = type(spec.rollout).__name__
     plugins = plugin_hash(spec.root.plugins)  # which may have graded it
     return _id("b", {**base, "code": science_hash(), **({"plugins": plugins} if plugins else {})})
+
+
+def reward_model_id(spec: RunSpec) -> str:
+    """Id of a reward model: its settings, and what decides the responses of the behaviour policies it learns from."""
+    nodes = {"reward": spec.reward, "model": spec.model, "rollout": spec.rollout}
+    if any(update > 0 for update in getattr(spec.reward, "behaviour", ())):  # a run is trained for it
+        nodes |= {"algorithm": spec.algorithm, "train": spec.train, "adapter": spec.adapter}
+    flat = {key: value for name, node in nodes.items() for key, value in _flatten(node, name).items()}
+    flat = {key: value for key, value in flat.items() if is_scientific(key) and key != "train.updates"}
+    data = {"model.content": spec.model.content(), "task.data": fingerprint(spec.task), **_template(spec)}
+    length = {"task.max_response_tokens": spec.task.max_response_tokens}
+    plugins = plugin_hash(spec.root.plugins)
+    code = {"code": science_hash(), **({"plugins": plugins} if plugins else {})}
+    return _id("w", {**flat, **data, **length, **code})
 
 
 def _id(kind: str, content: Mapping[str, Any]) -> str:

@@ -1,12 +1,17 @@
 """Clips of the KL term: of the log-ratio before the estimator sees it, and of the estimator's output."""
 
-from typing import Literal
+import dataclasses
+import math
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, NonPositiveFloat, PositiveFloat
+from annotated_types import Ge, Gt, Lt
+from pydantic import NonNegativeFloat, NonPositiveFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from klsweep.component import component
+from klsweep.errors import BadInput
 from klsweep.objective.importance import Level
+from klsweep.theory.bound import paper_alpha
 
 Half = Literal["reward", "loss"]
 
@@ -36,16 +41,29 @@ class Clip:
     output: PositiveFloat | None
     clamp_stage: Literal["after_weight", "before_weight"] | None
     half: Literal["both", "reward", "loss"] | None
+    confidence: Annotated[float, Gt(0), Lt(1)] | None
+    window: PositiveInt | None
+    every: PositiveInt | None
+    smoothing: Annotated[float, Ge(0), Lt(1)] | None
+    on_zero: Literal["refuse", "warn"] | None
 
     @property
     def bounds(self) -> tuple[float | None, float | None]:
         """(low, high) of the log-ratio, None where it is not bounded."""
         return None, None
 
+    def at(self, tau: float | None) -> "Clip":
+        """The clip of one update; `tau` is the threshold of a clip that is calibrated while training, which is no clip
+        as long as that is None."""
+        return self
+
     @property
     def input_level(self) -> Level | None:
         """The level at which log-ratios are clipped, None if they are not."""
         return None
+
+    def check(self, prompts: int, rollouts: int) -> None:
+        """BadInput for a clip that batches of so many prompts and responses to each can never calibrate."""
 
     def __call__(self, log_ratio: Tensor, level: Level) -> Tensor:
         """The clipped log-ratio if `level` is the level this clip acts on, else the input.
@@ -60,7 +78,7 @@ class Clip:
 
     def within(self, half: Half) -> "Clip":
         """The clip as it acts in one half of the objective."""
-        return self
+        return self if self.half in (None, "both", half) else NO_CLIP
 
 
 @component
@@ -68,7 +86,8 @@ class NoClip(Clip):
     """Choice `none`: ℓ and k pass unchanged."""
 
 
-NO_CLIP = NoClip(tau=None, low=None, high=None, level=None, mode=None, output=None, clamp_stage=None, half=None)
+UNUSED = dict.fromkeys(field.name for field in dataclasses.fields(Clip))  # pyright: ignore[reportArgumentType]
+NO_CLIP = NoClip(**UNUSED)
 
 
 @component
@@ -116,5 +135,42 @@ class FixedClip(Clip):
             weighted = weighted.clamp(-self.output, self.output)
         return weighted
 
-    def within(self, half: Half) -> Clip:
-        return self if self.half in ("both", half) else NO_CLIP
+
+@component
+class QuantileClip(Clip):
+    """Choice `quantile`: ±τ for the log-ratio of a sequence, τ calibrated on the batches before (arXiv 2602.21765).
+
+    τ is the (1 − 2α)-quantile of |ℓ| over the last `window` batches, with the α of the fixed-policy bound at
+    `confidence` for that many prompts (`theory.bound.paper_alpha`). It is set again every `every` updates, smoothed:
+    τ ← smoothing·τ + (1 − smoothing)·τ_new. Where 2α ≥ P(|ℓ| > 0) it would be 0, no KL at all: such a run ends as
+    failed (`on_zero` refuse), or keeps the τ it has (warn). Until the first τ nothing is clipped.
+    """
+
+    level: Literal["sequence"]
+    mode: Literal["hard", "straight_through"]
+    half: Literal["both", "reward", "loss"]
+    confidence: Annotated[float, Gt(0), Lt(1)]
+    window: PositiveInt
+    every: PositiveInt
+    smoothing: Annotated[float, Ge(0), Lt(1)]
+    on_zero: Literal["refuse", "warn"]
+
+    @property
+    def input_level(self) -> Level:
+        return self.level
+
+    def check(self, prompts: int, rollouts: int) -> None:
+        one = 2.0 * paper_alpha(1, rollouts, 1.0 - self.confidence)  # 2α of one prompt; it falls as 1/√n
+        needed = math.floor(one**2) + 1
+        if self.window * prompts < needed:
+            raise BadInput(
+                f"clip.window={self.window} with train.prompts_per_update={prompts}: 2α is "
+                f"{one / math.sqrt(self.window * prompts):.3g}, so that no quantile of |ℓ| is left "
+                f"(clip=quantile at clip.confidence={self.confidence} takes {needed} prompts)"
+            )
+
+    def at(self, tau: float | None) -> Clip:
+        if tau is None:
+            return NO_CLIP
+        fixed = {"tau": tau, "level": self.level, "mode": self.mode, "half": self.half, "clamp_stage": "after_weight"}
+        return FixedClip(**{**UNUSED, **fixed})  # pyright: ignore[reportArgumentType]

@@ -68,6 +68,11 @@ class Objective:
         """True if a KL term enters anywhere."""
         return self.placement.in_reward or self.placement.in_loss
 
+    def at(self, tau: float | None) -> "Objective":
+        """The objective of one update; see `Clip.at`."""
+        clip = self.clip.at(tau)
+        return self if clip is self.clip else dataclasses.replace(self, clip=clip)
+
     @cached_property
     def reward_term(self) -> KLTerm:
         """Estimator and clip of the charge in the reward."""

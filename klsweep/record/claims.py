@@ -183,14 +183,22 @@ def _modified(file: Path) -> float:
         return 0.0
 
 
-def shared_artifact(folder: Path, build: Callable[[Path], None], poll_seconds: float = 0.1) -> Path:
+def shared_artifact(
+    folder: Path, build: Callable[[Path], None], check: Callable[[], None] = lambda: None, poll_seconds: float = 0.1
+) -> Path:
     """The artefact `folder`, built once by whoever comes first; others wait for it.
 
     `build(temporary_folder)` fills a folder that is then renamed into place. If the builder dies, another takes over.
-    Should the first have lived after all, no harm is done: the first rename wins.
+    Should the first have lived after all, no harm is done: the first rename wins. `check` is called while waiting, and
+    may raise.
     """
+
+    def is_there() -> bool:
+        check()
+        return folder.is_dir()
+
     turns = Turns(folder.parent / "claims" / folder.name)
-    number = wait_for_turn(turns, folder.is_dir, poll_seconds)
+    number = wait_for_turn(turns, is_there, poll_seconds)
     if number is None:
         return folder
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))

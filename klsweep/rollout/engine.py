@@ -80,7 +80,8 @@ class Rollout:
     version: int  # updates done when it was sampled
     prompts: list[int]  # index of each prompt in the task's training set, [N]
     generation: Generation  # B = N × group_size, a group adjacent
-    rewards: Tensor  # [B]
+    rewards: Tensor  # [B], as training sees them
+    true_rewards: Tensor  # [B]; the same unless a reward model stands between
     grades: list[Grade]  # [B]
 
     def to(self, device: Any) -> "Rollout":

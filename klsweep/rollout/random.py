@@ -17,6 +17,8 @@ class Stream(IntEnum):
     EVALUATION = 3
     AUDIT = 4
     PROBE = 5
+    PREFERENCES = 6
+    LABELS = 7
 
 
 def uniforms(seed: int, stream: Stream, update: int, prompts: Sequence[int], samples: int, length: int) -> np.ndarray:
@@ -34,6 +36,11 @@ def uniforms(seed: int, stream: Stream, update: int, prompts: Sequence[int], sam
         for sample in range(samples)
     ]
     return np.stack(rows)
+
+
+def draws(seed: int, stream: Stream, count: int) -> np.ndarray:
+    """`count` uniforms in [0, 1) of a stream, float64."""
+    return np.random.Generator(np.random.Philox(key=[seed, int(stream)])).random(count)
 
 
 def prompt_order(seed: int, update: int, count: int, pool: int) -> list[int]:

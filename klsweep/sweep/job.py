@@ -74,6 +74,7 @@ def _work(
     from klsweep.rollout.vllm_engine import release
     from klsweep.tracking import Tracker
     from klsweep.training import memory
+    from klsweep.training.behaviour import prepare_reward_model
     from klsweep.training.loop import train
     from klsweep.training.reevaluate import reevaluate
     from klsweep.training.smoke import smoke
@@ -96,6 +97,8 @@ def _work(
     found["plugin_hash"] = plugins
     found["chat_template"] = spec.model.template_text()
     write_json(folder.environment, {**environment(), **found})
+    if subject is None and (stopped := prepare_reward_model(config, spec, folder.sweep.artifacts, should_stop)):
+        return stopped, None
     identity = canonical(spec.simplified(build_objective(*spec.objective_parts)))
     tracker = Tracker.start(
         spec.wandb,

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from klsweep.config.build import RunSpec
 from klsweep.model.policy import Policy, load_policy
+from klsweep.model.reward_model import load_reward_model
 from klsweep.rollout.engine import Rollout
 from klsweep.training.collect import Collector, longest_sequence
 
@@ -62,17 +64,20 @@ class SharedWeights:
 class SamplingProcess:
     """The trainer's side. The process ends with `close`, or with the trainer's process, however that ends.
 
-    `weights` gives the policy's trained weights as they are when it is called.
+    `reward_model` is the folder of the one that grades, if any; `weights` gives the policy's trained weights as they
+    are when it is called.
     """
 
-    def __init__(self, spec: RunSpec, weights: Callable[[], Iterable[tuple[str, Tensor]]]) -> None:
+    def __init__(
+        self, spec: RunSpec, reward_model: Path | None, weights: Callable[[], Iterable[tuple[str, Tensor]]]
+    ) -> None:
         self._weights, self._shared = weights, SharedWeights(weights())
         self._put = self._taken = -1  # versions
         self._asked: dict[int, list[Rollout]] = {}  # where to put what
         self._error: Exception | None = None
         self._changed = threading.Condition()
         self._connection, theirs = get_context("spawn").Pipe()
-        arguments = (theirs, os.getpid(), spec, self._shared, torch.get_num_threads())
+        arguments = (theirs, os.getpid(), spec, reward_model, self._shared, torch.get_num_threads())
         self._process = get_context("spawn").Process(target=_serve, args=arguments)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, TRAINERS)  # a process has blocked what its parent had
         try:
@@ -139,7 +144,14 @@ class SamplingProcess:
                 self._changed.notify_all()
 
 
-def _serve(connection: Connection, trainer: int, spec: RunSpec, weights: SharedWeights, threads: int) -> None:
+def _serve(
+    connection: Connection,
+    trainer: int,
+    spec: RunSpec,
+    reward_model: Path | None,
+    weights: SharedWeights,
+    threads: int,
+) -> None:
     """The process: collect the batches asked for, until told None or the trainer's process is gone."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != trainer:  # it died before that
@@ -150,7 +162,7 @@ def _serve(connection: Connection, trainer: int, spec: RunSpec, weights: SharedW
             names.split(",")[spec.sampling.device] if names else str(spec.sampling.device)
         )
     try:
-        _collect(connection, spec, weights, threads)
+        _collect(connection, spec, reward_model, weights, threads)
     except FloatingPointError as error:
         connection.send_bytes(pickle.dumps(error))
     except Exception as error:
@@ -159,12 +171,15 @@ def _serve(connection: Connection, trainer: int, spec: RunSpec, weights: SharedW
         connection.send_bytes(pickle.dumps(told))
 
 
-def _collect(connection: Connection, spec: RunSpec, weights: SharedWeights, threads: int) -> None:
+def _collect(
+    connection: Connection, spec: RunSpec, reward_model: Path | None, weights: SharedWeights, threads: int
+) -> None:
     torch.set_num_threads(threads)
     # made as the trainer's was: even how a file's tensors are aligned in memory changes bits
     policy = load_policy(spec.model).trainable_copy(spec.adapter, spec.root.seed)
     sampler = spec.rollout.bind(policy, longest_sequence(spec, policy))
-    collector, current = Collector(spec, policy, sampler), -1
+    judge = None if reward_model is None else load_reward_model(reward_model, spec.model)
+    collector, current = Collector(spec, policy, sampler, judge), -1
     while (asked := pickle.loads(connection.recv_bytes())) is not None:
         index, version = asked
         if version != current:

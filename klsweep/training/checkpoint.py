@@ -25,16 +25,19 @@ from klsweep.record.folder import Attempt, RunFolder
 from klsweep.rollout.engine import Generation, Rollout
 from klsweep.tasks.base import Grade
 from klsweep.training.shards import Digests, flush, sha256, write
+from klsweep.training.threshold import Calibrated
 
 KEPT = 2
 
 
 class State(NamedTuple):
-    """Where a run stands, besides weights and optimiser: updates done, the factor on β, the waiting rollouts."""
+    """Where a run stands, besides weights and optimiser: updates done, the factor on β, the waiting rollouts, and what
+    the threshold of its KL clip has come to."""
 
     update: int
     beta_scale: float
     waiting: list[Rollout]
+    calibrated: Calibrated = Calibrated()
 
 
 def save_checkpoint(attempt: Attempt, state: State, save: Callable[[Path], Digests]) -> None:
@@ -46,6 +49,7 @@ def save_checkpoint(attempt: Attempt, state: State, save: Callable[[Path], Diges
         "update": state.update,
         "attempt": attempt.number,
         "beta_scale": state.beta_scale,
+        "calibrated": state.calibrated._asdict(),
         "rollouts": [_described(rollout) for rollout in state.waiting],
     }
     folder = attempt.folder.checkpoints
@@ -99,7 +103,7 @@ def load_checkpoint(attempt: Attempt, load: Callable[[Path, bool], None], device
         if goes_on:
             rollouts = load_file(checkpoint / "rollouts.safetensors", device=str(device))
             waiting = _rollouts(content["rollouts"], rollouts)
-        state = State(content["update"], content["beta_scale"], waiting)
+        state = State(content["update"], content["beta_scale"], waiting, Calibrated(**content.get("calibrated", {})))
     attempt.note(resumed_from=state.update)
     for path in attempt.folder.checkpoints.glob("update-*"):
         if _number(path) > state.update:
@@ -260,6 +264,7 @@ def _rollout_tensors(rollouts: list[Rollout]) -> dict[str, Tensor]:
         tensors[f"{i}/sampler_logprobs"] = generation.sampler_logprobs.contiguous()
         tensors[f"{i}/truncated"] = generation.truncated.contiguous()
         tensors[f"{i}/rewards"] = rollout.rewards.contiguous()
+        tensors[f"{i}/true_rewards"] = rollout.true_rewards.clone()  # it may be `rewards` itself
     return tensors
 
 
@@ -278,6 +283,7 @@ def _rollouts(described: list[dict[str, Any]], tensors: dict[str, Tensor]) -> li
                 tensors[f"{i}/truncated"].clone(),
             ),
             rewards=tensors[f"{i}/rewards"].clone(),
+            true_rewards=tensors.get(f"{i}/true_rewards", tensors[f"{i}/rewards"]).clone(),  # not in older checkpoints
         )
         for i in range(len(described))
     ]

@@ -24,6 +24,8 @@ from klsweep.training import checkpoint
 from klsweep.training import metrics as measure
 from klsweep.training.evaluate import ItemRow, summary
 from klsweep.training.probe import Witness
+from klsweep.training.shift import Shift, reward_model_artifact, shift_metrics
+from klsweep.training.threshold import Threshold
 from klsweep.training.trainer import Trainer
 
 
@@ -48,12 +50,13 @@ def train(
 ) -> Outcome:
     """Train one run, or go on with it from its last checkpoint. The record in its folder is the only result.
 
-    `artifacts` holds what runs share (the base's evaluation). `should_stop` is asked between updates, and why;
-    `on_update` is told each update's metrics. `ranks`: the processes that train it, led by this one. Raises Lost as
-    soon as the run has become another process's.
+    `artifacts` holds what runs share: the base's evaluation, and a reward model (`prepare_reward_model` comes first).
+    `should_stop` is asked between updates, and why; `on_update` is told each update's metrics. `ranks`: the processes
+    that train it, led by this one. Raises Lost as soon as the run has become another process's.
     """
     objective = build_objective(*spec.objective_parts)
-    with Trainer(spec, objective, ranks) as trainer:
+    artifact = reward_model_artifact(spec, artifacts)
+    with Trainer(spec, objective, ranks, None if artifact is None else artifact / "model") as trainer:
         return _train(spec, objective, trainer, attempt, artifacts, tracker, should_stop, on_update)
 
 
@@ -70,11 +73,14 @@ def _train(
     settings, folder = spec.train, attempt.folder
     state = trainer.load(attempt)
     done, beta_scale = state.update, state.beta_scale
+    threshold = Threshold(objective.clip, spec.algorithm.group_size, state.calibrated)
     queue = RolloutQueue(spec.sampling.lag, settings.updates, state.waiting, spec.sampling.period)
     kept = {} if trainer.repeats_itself else checkpoint.load_rollouts(folder, trainer.device)
     folder.evaluations.mkdir(exist_ok=True)
     suites = {suite: folder.evaluations / f"{suite}.jsonl" for suite in spec.eval.suites}
-    witness = Witness(spec, attempt, trainer, objective)
+    witness = Witness(spec, attempt, trainer)
+    artifact = reward_model_artifact(spec, artifacts)
+    shift = None if artifact is None else Shift.load(artifact, spec)
     attempt.begin_logs([folder.metrics, folder.timing, *suites.values(), *witness.logs], done or -1)
 
     def begin(index: int) -> Callable[[], Rollout]:
@@ -92,7 +98,8 @@ def _train(
         for suite, suite_rows in rows.items():
             attempt.append(suites[suite], [{"update": update, **row} for row in suite_rows])
         witness.sees_evaluation(update, rows)
-        return summary(rows, spec.eval.pass_at)
+        left = {} if shift is None else shift.metrics(trainer)
+        return {**summary(rows, spec.eval.pass_at), **left}
 
     def record_update(update: int, row: measure.Metrics) -> None:
         attempt.append(folder.metrics, [{"update": update, **row}])
@@ -100,12 +107,12 @@ def _train(
         on_update(update, row)
 
     def save() -> None:
-        trainer.save(attempt, checkpoint.State(done, beta_scale, list(queue.waiting)))
+        trainer.save(attempt, checkpoint.State(done, beta_scale, list(queue.waiting), threshold.state))
 
     if done == 0:
         rows = base_evaluation(spec, artifacts, trainer.evaluate)
         record_update(0, record_evaluation(0, rows))
-        witness.probe(0, objective.kl.betas(1, settings.updates, beta_scale).reward)
+        witness.probe(0, objective, objective.kl.betas(1, settings.updates, beta_scale).reward)
     saved, saved_at = state.update, time.monotonic()
     while done < settings.updates:
         if reason := should_stop():
@@ -125,16 +132,22 @@ def _train(
         tokens = rollout.generation.tokens
         with clock.phase("score"):
             scores = trainer.score(tokens)
-        advantages = objective.advantages(
+        clipped = objective.at(threshold.tau)
+        advantages = clipped.advantages(
             rollout.rewards, scores.old_logprobs, scores.ref_logprobs, tokens.mask, betas.reward, scores.exact_kl
         )
         witness.sees(rollout, scores, advantages)
         with clock.phase("step"):
-            steps = trainer.update(rollout.generation, scores, advantages, betas.loss, settings.lr_at(update))
+            steps = trainer.update(
+                rollout.generation, scores, advantages, betas.loss, threshold.tau, settings.lr_at(update)
+            )
+        log_ratios = measure.sequence_log_ratios(scores, tokens.mask)
         row: measure.Metrics = {
             **measure.reward_metrics(rollout, spec.algorithm.group_size),
+            **({} if shift is None else shift_metrics(rollout)),
             **measure.kl_metrics(scores, tokens.mask),
-            **measure.clip_metrics(scores, tokens.mask, objective),
+            **measure.clip_metrics(scores, tokens.mask, clipped),
+            **threshold.metrics(log_ratios, rollout.rewards, objective, betas),
             **measure.strength_metrics(betas, tokens.lengths, objective, spec.task.max_response_tokens),
             **measure.staleness_metrics(rollout, scores, update, objective),
             **measure.length_metrics(rollout),
@@ -143,6 +156,7 @@ def _train(
         }
         beta_scale = objective.kl.adapted(beta_scale, row["kl/k1_sequence"], len(rollout.rewards))
         cause = measure.divergence(row, settings.max_kl, settings.min_reward)
+        refusal = threshold.sees(update, log_ratios)
         done = update
         every = spec.eval.every
         if done == settings.updates or cause is not None or (every and done % every == 0):
@@ -154,9 +168,11 @@ def _train(
         record_update(update, row)
         if cause is None:
             with clock.phase("probe"):
-                witness.probe(update, betas.reward)
+                witness.probe(update, clipped, betas.reward)
         if update in spec.checkpoint.keep_at:  # before the checkpoint: a run that goes on from that does not come here
             trainer.save_milestone(attempt, update)
+        if refusal is not None and cause is None:
+            return Outcome("failed", refusal)
         due = done == settings.updates or time.monotonic() - saved_at >= settings.checkpoint_seconds
         if due and cause is None:  # a run killed while it ends as diverged must not go on after its divergence
             with clock.phase("checkpoint"):

@@ -44,15 +44,21 @@ def kl_metrics(scores: Scores, mask: Tensor) -> Metrics:
     return metrics
 
 
+def sequence_log_ratios(scores: Scores, mask: Tensor) -> Tensor:
+    """ℓ = Σ_t log π_old − log π_ref of each response ``[B]``, nats."""
+    return masked(scores.old_logprobs - scores.ref_logprobs, mask).sum(1)
+
+
 def clip_metrics(scores: Scores, mask: Tensor, objective: Objective) -> Metrics:
     """Share of log-ratios beyond the KL clip and E|ℓ − ℓ^τ|, at the level the clip acts on; none without a clip."""
     level = objective.clip.input_level
     if level is None or not objective.has_kl:
         return {}
-    log_ratio = masked(scores.old_logprobs - scores.ref_logprobs, mask)
     if level == "sequence":
-        moved = (log_ratio.sum(1) - objective.clip(log_ratio.sum(1), level)).abs()
+        log_ratios = sequence_log_ratios(scores, mask)
+        moved = (log_ratios - objective.clip(log_ratios, level)).abs()
         return {"clip/fraction": (moved > 0).double().mean().item(), "clip/distance": moved.double().mean().item()}
+    log_ratio = masked(scores.old_logprobs - scores.ref_logprobs, mask)
     moved = (log_ratio - objective.clip(log_ratio, level)).abs()
     return {"clip/fraction": _token_mean((moved > 0).float(), mask), "clip/distance": _token_mean(moved, mask)}
 

@@ -40,8 +40,8 @@ class Batch(NamedTuple):
 class Witness:
     """Writes `rollouts/` of a run; see `klsweep.record.rollouts` for the files."""
 
-    def __init__(self, spec: RunSpec, attempt: Attempt, trainer: Trainer, objective: Objective) -> None:
-        self._spec, self._attempt, self._trainer, self._objective = spec, attempt, trainer, objective
+    def __init__(self, spec: RunSpec, attempt: Attempt, trainer: Trainer) -> None:
+        self._spec, self._attempt, self._trainer = spec, attempt, trainer
         self._last: deque[Batch] = deque(maxlen=BATCHES_KEPT)
         attempt.folder.rollouts.mkdir(exist_ok=True)
         self._path("last_batches").unlink(missing_ok=True)  # of an attempt that was killed while it ended
@@ -105,7 +105,7 @@ class Witness:
         """An evaluation: note what could not be graded."""
         self._attempt.append(self._path("errors"), ungraded(update, rows))
 
-    def probe(self, update: int, beta: float) -> None:
+    def probe(self, update: int, objective: Objective, beta: float) -> None:
         """After an update: ask the probe prompts, if it is their turn. `beta`: that of the KL in the reward."""
         every, path = self._spec.train.probe_every, self._path("probes")
         if not every or update % every or path.stat().st_size > PROBE_BYTES:
@@ -116,7 +116,7 @@ class Witness:
             return
         tokens = rollout.generation.tokens
         scores = self._trainer.score(tokens)
-        advantages = self._objective.advantages(
+        advantages = objective.advantages(
             rollout.rewards, scores.old_logprobs, scores.ref_logprobs, tokens.mask, beta, scores.exact_kl
         )
         batch = Batch(rollout, scores, advantages)

@@ -91,11 +91,13 @@ class Share:
         parts = moved(ranks.gather(columns), self.policy.network.device)
         return Scores(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def update(self, generation: Generation, scores: Scores, advantages: Tensor, beta: float, lr: float) -> Metrics:
+    def update(
+        self, generation: Generation, scores: Scores, advantages: Tensor, beta: float, tau: float | None, lr: float
+    ) -> Metrics:
         """See `Learner.update`; the sampler then samples from the new weights."""
         for group in self._optimiser.param_groups:
             group["lr"] = lr
-        metrics = self._learner.update(generation, scores, advantages, beta)
+        metrics = self._learner.update(generation, scores, advantages, beta, tau)
         self.sampler.take_weights()
         return metrics
 

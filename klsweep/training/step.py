@@ -28,15 +28,18 @@ class Learner:
     max_grad_norm: float
     ranks: Ranks
 
-    def update(self, generation: Generation, scores: Scores, advantages: Tensor, beta: float) -> Metrics:
+    def update(
+        self, generation: Generation, scores: Scores, advantages: Tensor, beta: float, tau: float | None
+    ) -> Metrics:
         """Take one optimiser step per minibatch. A gradient that is not finite is never stepped on: it ends the update.
 
-        `beta`: that of the KL loss. Returns loss terms and gradient norms (before clipping) averaged over the
-        minibatches, and ratio statistics.
+        `beta`: that of the KL loss; `tau`: the threshold of a calibrated clip, see `Clip.at`. Returns loss terms and
+        gradient norms (before clipping) averaged over the minibatches, and ratio statistics.
         """
         ratios, losses, norms = RatioStatistics(), [], []
+        objective = self.objective.at(tau)
         for rows in torch.arange(len(advantages)).chunk(self.minibatches):
-            losses.append(self._accumulate(rows, generation, scores, advantages, beta, ratios))
+            losses.append(self._accumulate(objective, rows, generation, scores, advantages, beta, ratios))
             norm = whole(torch.nn.utils.clip_grad_norm_(self._trained(), self.max_grad_norm))
             norms.append(norm.item())
             if not torch.isfinite(norm):
@@ -57,6 +60,7 @@ class Learner:
 
     def _accumulate(
         self,
+        objective: Objective,
         rows: Tensor,
         generation: Generation,
         scores: Scores,
@@ -65,7 +69,6 @@ class Learner:
         ratios: RatioStatistics,
     ) -> Tensor:
         """Add a minibatch's gradient, one micro-batch at a time. Returns its policy and KL loss, ``[2]``."""
-        objective = self.objective
         tokens = generation.tokens
         counts = objective.counts(tokens.lengths[rows])
         total = torch.zeros(2, device=advantages.device)

@@ -11,13 +11,14 @@ from torch import Tensor
 from klsweep.config.build import RunSpec
 from klsweep.model.parallel import ALONE, Ranks, moved
 from klsweep.model.policy import Policy, Scores, Tokens
+from klsweep.model.reward_model import load_reward_model
 from klsweep.model.weights import trained_weights
 from klsweep.objective.objective import Objective, build_objective
 from klsweep.record.folder import Attempt, RunFolder
 from klsweep.rollout.engine import Generation, Rollout
 from klsweep.training import checkpoint
 from klsweep.training.ahead import SamplingProcess
-from klsweep.training.collect import Collector
+from klsweep.training.collect import Collector, Draws
 from klsweep.training.evaluate import ItemRow, evaluate
 from klsweep.training.metrics import Metrics
 from klsweep.training.share import Share
@@ -26,15 +27,18 @@ from klsweep.training.share import Share
 class Trainer:
     """What a run computes with. Which computation comes when, what is recorded and when to stop, `train` decides.
 
-    A context manager as long as it trains. The other ranks are in `follow` and do what they are told, so they agree
-    with the leader by construction.
+    `reward_model` is the folder of what `reward=reward_model` names. A context manager as long as it trains. The other
+    ranks are in `follow` and do what they are told, so they agree with the leader by construction.
     """
 
-    def __init__(self, spec: RunSpec, objective: Objective, ranks: Ranks = ALONE) -> None:
-        self._spec, self._ranks = spec, ranks
+    def __init__(
+        self, spec: RunSpec, objective: Objective, ranks: Ranks = ALONE, reward_model: Path | None = None
+    ) -> None:
+        self._spec, self._ranks, self._reward_model = spec, ranks, reward_model
         ranks.order(spec)
         self._share = Share(spec, objective, ranks)
-        self._collector = Collector(spec, self._share.policy, self)
+        judge = None if reward_model is None else load_reward_model(reward_model, spec.model)
+        self._collector = Collector(spec, self._share.policy, self, judge)
         self._ahead: SamplingProcess | None = None
 
     def _all(self, method: str, *arguments: Any) -> Any:
@@ -66,7 +70,7 @@ class Trainer:
     def __enter__(self) -> "Trainer":
         """With `sampling.overlap`: start the process that `begin` asks."""
         if self._spec.sampling.overlap:
-            self._ahead = SamplingProcess(self._spec, lambda: trained_weights(self.policy))
+            self._ahead = SamplingProcess(self._spec, self._reward_model, lambda: trained_weights(self.policy))
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -92,14 +96,20 @@ class Trainer:
         """See `Collector.probe`."""
         return self._collector.probe(update)
 
+    def answers(self, prompts: list[int], samples: int, draws: Draws) -> Rollout:
+        """Graded responses of the policy as it is to some of the task's training prompts."""
+        return self._collector.answers(0, 0, prompts, samples, draws)
+
     def score(self, tokens: Tokens) -> Scores:
         """What the policy and the reference say of a batch's tokens before its update, while the sampler rests."""
         self._all("rest")
         return self._all("score", tokens, self._spec.rollout.temperature, self._spec.train.micro_batch_size)
 
-    def update(self, generation: Generation, scores: Scores, advantages: Tensor, beta: float, lr: float) -> Metrics:
+    def update(
+        self, generation: Generation, scores: Scores, advantages: Tensor, beta: float, tau: float | None, lr: float
+    ) -> Metrics:
         """See `Learner.update`."""
-        return self._all("update", generation, scores, advantages, beta, lr)
+        return self._all("update", generation, scores, advantages, beta, tau, lr)
 
     def evaluate(self, only: Sequence[str] | None = None) -> dict[str, list[ItemRow]]:
         """See `evaluate`; of `only` these suites, if given."""

@@ -64,7 +64,7 @@ def ours(batch: Batch, preset: str, policy: str) -> tuple[torch.Tensor, float, d
     )
     scores, mask = batch.scores, batch.generation.tokens.mask
     advantages = objective.advantages(batch.rewards, scores.old_logprobs, scores.ref_logprobs, mask, BETA)
-    metrics = learner.update(batch.generation, scores, advantages, BETA)
+    metrics = learner.update(batch.generation, scores, advantages, BETA, None)
     return advantages, float(metrics["loss"]), gradient
 
 

@@ -1,10 +1,15 @@
 """Weights & Biases as a sink: it mirrors the run folder and is never needed."""
 
+import hashlib
+import re
 import sys
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from klsweep.component import component
+from klsweep.record.folder import RunFolder, SweepFolder
+
+ID_LENGTH = 128  # W&B takes no longer id
 
 
 @component
@@ -14,6 +19,29 @@ class Wandb:
     mode: Literal["offline", "online", "disabled"]
     project: str
     entity: str | None
+
+
+def wandb_group(sweep: SweepFolder) -> str:
+    """A sweep's name in W&B; an evaluation's begins with that of the sweep it is of."""
+    is_evaluation = sweep.path.resolve().parent.name == "evaluations"
+    return f"{SweepFolder(sweep.path.resolve()).evaluated.name}-{sweep.name}" if is_evaluation else sweep.name
+
+
+def wandb_id(run: RunFolder) -> str:
+    """The id of a run's W&B run: of its sweep's name and its own, so the same for every attempt and every sync.
+
+    What W&B does not take in an id is replaced, and a hash keeps apart what that would make equal.
+    """
+    plain = f"{wandb_group(run.sweep)}-{run.run_id}"
+    taken = re.sub(r"[^\w.-]", "-", plain, flags=re.ASCII)
+    if taken == plain and len(plain) <= ID_LENGTH:
+        return plain
+    return f"{hashlib.sha256(plain.encode()).hexdigest()[:8]}-{taken[9 - ID_LENGTH :]}"
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with keys as W&B filters and groups by them: without dots."""
+    return {key.replace(".", "_"): value for key, value in config.items()}
 
 
 def flush() -> None:
@@ -32,8 +60,8 @@ class Tracker:
         self._run = run
 
     @classmethod
-    def start(cls, settings: Wandb, folder: Path, run_id: str, group: str, config: dict[str, Any]) -> "Tracker":
-        """Open the W&B run of `run_id`, grouped by sweep, with flat config keys."""
+    def start(cls, settings: Wandb, folder: RunFolder, config: dict[str, Any]) -> "Tracker":
+        """Open the W&B run of a run, grouped by sweep, with flat config keys."""
         if settings.mode == "disabled":
             return cls(None)
         try:
@@ -43,11 +71,11 @@ class Tracker:
                 mode=settings.mode,
                 project=settings.project,
                 entity=settings.entity,
-                dir=str(folder),
-                id=run_id,
-                name=run_id,
-                group=group,
-                config={key.replace(".", "_"): value for key, value in config.items()},
+                dir=str(folder.path),
+                id=wandb_id(folder),
+                name=wandb_id(folder),
+                group=wandb_group(folder.sweep),
+                config=flat(config),
                 resume="allow" if settings.mode == "online" else None,
                 reinit="finish_previous",
                 settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),

@@ -21,6 +21,7 @@ LAYERS = [
     {"training"},
     {"audit"},
     {"sweep"},
+    {"mirror"},
     {"commands"},
     {"cli", "train"},
 ]

@@ -100,13 +100,8 @@ def _work(
     if subject is None and (stopped := prepare_reward_model(config, spec, folder.sweep.artifacts, should_stop)):
         return stopped, None
     identity = canonical(spec.simplified(build_objective(*spec.objective_parts)))
-    tracker = Tracker.start(
-        spec.wandb,
-        folder.path,
-        f"{folder.sweep.name}-{folder.run_id}",
-        folder.sweep.name,
-        {**{f"choice.{k}": v for k, v in config["choices"].items()}, **identity},
-    )
+    choices = {f"choice.{group}": choice for group, choice in config["choices"].items()}
+    tracker = Tracker.start(spec.wandb, folder, {**choices, **identity})
     try:
         with leading(spec, attempt, nodes, threads) as ranks:
             if subject is None:

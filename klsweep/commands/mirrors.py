@@ -1,0 +1,93 @@
+"""Commands that fill W&B from records: sync."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from klsweep.commands.parser import FAILED, OK, Commands
+from klsweep.commands.sweeps import existing_sweep
+from klsweep.record.files import Row
+from klsweep.record.folder import SweepFolder
+
+if TYPE_CHECKING:
+    from klsweep.mirror.sync import Mirror, Outcome
+
+
+def declare(commands: Commands) -> None:
+    """Add the commands of this file."""
+    text = "fill W&B from the records: one W&B run per run, and only what is missing there (docs/wandb.md)"
+    sync = commands.add("sync", _sync, text)
+    sync.add_argument("sweeps", nargs="+", type=Path, metavar="SWEEP", help="a sweep folder, or one of an evaluation")
+    _add_place(sync)
+    text = "that W&B may take to count what it was sent (60)"
+    sync.add_argument("--patience", type=float, default=60.0, metavar="SECONDS", help=text)
+    form = sync.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON: where, and a row per run")
+    form.add_argument("--watch", action="store_true", help="go on until nothing works on the runs any more")
+    sync.add_argument(
+        "--every", type=float, default=30.0, metavar="SECONDS", help="with --watch: between two looks (30)"
+    )
+
+
+def _add_place(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--project", help="a W&B project other than wandb.project of the sweep's runs")
+    command.add_argument(
+        "--entity", help="a W&B entity other than wandb.entity (if both are absent, the account's own)"
+    )
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from klsweep.mirror.account import opened
+    from klsweep.mirror.show import print_outcomes, progress
+    from klsweep.mirror.sync import INCOMPLETE, Mirror
+
+    sweeps = [existing_sweep(path) for path in options.sweeps]
+    with opened(sweeps[0], options.project, options.entity) as account:
+        mirror = Mirror(account, sweeps, options.patience)
+        if options.watch:
+            outcomes = _watched(mirror, options.every)
+        else:
+            states, _ = _states(sweeps)
+            with progress(sum(map(len, states.values()))) as told:
+                outcomes = mirror.sync(states, told)
+        if options.json:
+            where = {"entity": account.entity, "project": account.project, "url": account.page}
+            print(json.dumps({**where, "runs": [outcome.to_json() for outcome in outcomes]}, indent=1))
+        else:
+            print_outcomes(account, outcomes)
+    return FAILED if any(outcome.outcome == INCOMPLETE for outcome in outcomes) else OK
+
+
+def _watched(mirror: "Mirror", seconds: float) -> "list[Outcome]":
+    """Sync again and again until nothing works on the runs any more; the last outcomes. A look at which W&B does not
+    answer is a line, not the end.
+    """
+    from klsweep.mirror.account import NoService
+    from klsweep.mirror.show import print_outcomes, progress
+
+    while True:
+        states, at_work = _states(mirror.sweeps)
+        try:
+            with progress(sum(map(len, states.values()))) as told:
+                outcomes = mirror.sync(states, told)
+        except NoService as error:
+            print(f"klsweep: {error}; again in {seconds:g} s", file=sys.stderr, flush=True)
+        else:
+            if not at_work:
+                return outcomes
+            if any(outcome.sent for outcome in outcomes):
+                print_outcomes(mirror.account, outcomes)
+        time.sleep(seconds)
+
+
+def _states(sweeps: "Sequence[SweepFolder]") -> tuple[dict[SweepFolder, dict[str, Row]], bool]:
+    """The status of every run, and whether something works on any, or will."""
+    from klsweep.sweep.status import observe
+
+    observed = {sweep: observe(sweep, [row["run_id"] for row in sweep.plan()])[0] for sweep in sweeps}
+    states = {sweep: {run_id: seen.status for run_id, seen in found.items()} for sweep, found in observed.items()}
+    return states, any(seen.is_active for found in observed.values() for seen in found.values())

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from klsweep.analysis.load import RunResult, load_runs
+from klsweep.analysis.load import RunResult, load
 from klsweep.analysis.stats import Estimate, t_interval
 from klsweep.record.files import Row
 from klsweep.record.folder import SweepFolder
@@ -59,7 +59,7 @@ class Comparison:
 
 def compare(sweep: SweepFolder) -> Comparison:
     """Collect a sweep's records, finished or not."""
-    runs = load_runs(sweep)
+    runs = load([sweep]).runs
     cells: dict[str, list[RunResult]] = {}
     for run in runs:
         cells.setdefault(run.plan["cell_id"], []).append(run)

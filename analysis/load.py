@@ -1,29 +1,58 @@
-"""What the records of a sweep hold, one `RunResult` per planned run."""
+"""What the records of sweeps hold, one `RunResult` per planned run, and series and items on demand."""
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
-from klsweep.record.files import Row, read_rows
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from klsweep.analysis.collect import Collected, OnStep, Planned, collect
+from klsweep.analysis.query import connected
+from klsweep.analysis.store import RunKey
+from klsweep.record.files import Row
 from klsweep.record.folder import FINISHED, SweepFolder
-from klsweep.record.rollouts import verifier_errors
 
 LAST_UPDATES = 5  # training figures are means over a run's last updates: one update is noise
+
+
+class Series(NamedTuple):
+    """A figure over a run: updates in order and its values, NaN where it was not finite. Both [U]."""
+
+    updates: np.ndarray
+    values: np.ndarray
 
 
 @dataclass(frozen=True)
 class RunResult:
     """A planned run and what its record says of it so far."""
 
+    key: RunKey
     plan: Row
     status: Row
     base: Row | None  # metrics row of update 0: the base's evaluation
     last: list[Row]  # metrics rows of the last updates
     final_eval: Row | None  # the last row with an evaluation, once the run is finished
+    prompts: dict[str, str]  # of the final evaluation: suite → digest of its prompt hashes
     verifier_errors: int  # responses that could not be graded, and count as wrong
+    damage: str | None  # why its record could not be read; it has no rows then
+
+    @property
+    def seed(self) -> int:
+        return self.plan["seed"]
 
     @property
     def finished(self) -> bool:
         return self.status["state"] in FINISHED
+
+    @property
+    def origin(self) -> str:
+        """`klsweep`, or `external` for results made elsewhere."""
+        return self.plan.get("origin", "klsweep")
 
     def evaluation(self, suite: str, metric: str) -> float | None:
         """A figure of the final evaluation, None before it or where it is not finite."""
@@ -44,20 +73,123 @@ def _number(row: Row | None, key: str) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def load_runs(sweep: SweepFolder) -> list[RunResult]:
-    """Every planned run, in the order of the plan."""
-    return [_load(sweep, row) for row in sweep.plan()]
+@dataclass(frozen=True)
+class Records:
+    """The runs of some sweeps in the order of their plans, each once, and `repeated`: how often one was left out.
+
+    A run that several sweeps hold is one run: a finished one counts before others, an earlier sweep before a later. Two
+    that were evaluated otherwise, or trained by other code, are two.
+    """
+
+    collected: Collected
+    runs: list[RunResult]
+    repeated: int
+
+    def series(self, metric: str) -> dict[RunKey, Series]:
+        """A figure over all updates, of the runs that logged it."""
+        quoted = metric.replace('"', '""')
+        sql = f'SELECT sweep, run_id, "update", "{quoted}" FROM metrics WHERE "{quoted}" IS NOT NULL ORDER BY ALL'
+        if metric not in self.metric_names:
+            return {}
+        with connected(self.collected) as connection:
+            found = connection.execute(sql).fetchnumpy()
+        sweeps, runs, updates, values = (np.ma.getdata(column) for column in found.values())
+        starts = np.flatnonzero(np.r_[True, (sweeps[1:] != sweeps[:-1]) | (runs[1:] != runs[:-1])]) if len(runs) else []
+        ends = [*starts[1:], len(runs)]
+        return {
+            RunKey(str(sweeps[a]), str(runs[a])): Series(updates[a:b], values[a:b].astype(float))
+            for a, b in zip(starts, ends, strict=False)
+        }
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Every figure that any run logged, `eval/<suite>/<metric>` among them."""
+        return [name for name in _columns(self.collected.metrics) if name not in ("sweep", "run_id", "update")]
+
+    def item_scores(self, suite: str, score: str, keys: Iterable[RunKey]) -> dict[RunKey, dict[str, float]]:
+        """A score of each item of the final evaluation by prompt hash, of the runs named.
+
+        `score`: an SQL expression over the columns of `items`. Items that were asked more than once count as the mean.
+        """
+        sql = (
+            f'SELECT sweep, run_id, prompt_hash, avg({score}) FROM items WHERE suite = ? AND "update" > 0 '
+            'GROUP BY sweep, run_id, prompt_hash, "update" '
+            'QUALIFY "update" = max("update") OVER (PARTITION BY sweep, run_id)'
+        )
+        wanted, found = set(keys), defaultdict[RunKey, dict[str, float]](dict)
+        with connected(self.collected) as connection:
+            for sweep, run_id, prompt, value in connection.execute(sql, [suite]).fetchall():
+                if (key := RunKey(sweep, run_id)) in wanted and prompt is not None and value is not None:
+                    found[key][prompt] = value
+        return dict(found)
 
 
-def _load(sweep: SweepFolder, plan: Row) -> RunResult:
-    folder = sweep.run(plan["run_id"])
-    status = folder.status()
-    rows = [] if status["state"] == "pending" else list(read_rows(folder.metrics))
+def load(sweeps: Sequence[SweepFolder], cache: Path | None = None, on_step: OnStep = lambda done, of: None) -> Records:
+    """Read sweeps, see `collect`."""
+    collected = collect(sweeps, cache, on_step)
+    with connected(collected) as connection:
+        found = connection.execute(_LAST_ROWS)
+        names = [column[0] for column in found.description or []]
+        rows = defaultdict[RunKey, list[Row]](list)
+        for values in found.fetchall():
+            row = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+            rows[RunKey(row["sweep"], row["run_id"])].append(row)
+        prompts = defaultdict[RunKey, dict[str, str]](dict)
+        for sweep, run_id, suite, digest in connection.execute(_PROMPTS).fetchall():
+            prompts[RunKey(sweep, run_id)][suite] = digest
+    runs = [_result(planned, rows[planned.key], prompts[planned.key]) for planned in collected.runs]
+    kept = _distinct(runs)
+    return Records(collected, kept, len(runs) - len(kept))
+
+
+_LAST_ROWS = f"""
+SELECT * FROM metrics
+QUALIFY "update" = 0
+OR row_number() OVER (PARTITION BY sweep, run_id ORDER BY "update" DESC) <= {LAST_UPDATES}
+ORDER BY sweep, run_id, "update"
+"""
+_PROMPTS = """
+SELECT sweep, run_id, suite, md5(string_agg(prompt_hash, ' ' ORDER BY prompt_hash))[:8] FROM items
+WHERE "update" > 0
+GROUP BY sweep, run_id, suite, "update"
+QUALIFY "update" = max("update") OVER (PARTITION BY sweep, run_id)
+"""
+
+
+def _result(planned: Planned, rows: list[Row], prompts: dict[str, str]) -> RunResult:
     base = rows[0] if rows and rows[0]["update"] == 0 else None
     updates = [row for row in rows if row["update"] > 0]
-    finished = status["state"] in FINISHED
+    finished = planned.status["state"] in FINISHED
     # an earlier evaluation is not the final one: a run can diverge long after it
     evaluated = updates[-1] if updates and any(key.startswith("eval/") for key in updates[-1]) else None
     return RunResult(
-        plan, status, base, updates[-LAST_UPDATES:], evaluated if finished else None, verifier_errors(folder)[0]
+        key=planned.key,
+        plan=planned.plan,
+        status=planned.status,
+        base=base,
+        last=updates,
+        final_eval=evaluated if finished else None,
+        prompts={suite: digest for suite, digest in prompts.items() if digest and finished},
+        verifier_errors=planned.verifier_errors,
+        damage=planned.damage,
     )
+
+
+def _distinct(runs: Sequence[RunResult]) -> list[RunResult]:
+    """Each run once, in the order given."""
+    by_id = defaultdict[str, list[RunResult]](list)
+    for run in runs:
+        by_id[run.plan["run_id"]].append(run)
+    kept = set[RunKey]()
+    for same in by_id.values():
+        finished = {(str(run.status.get("eval_id")), *_code(run)): run for run in reversed(same) if run.finished}
+        kept |= {run.key for run in finished.values()} or {same[0].key}
+    return [run for run in runs if run.key in kept]
+
+
+def _code(run: RunResult) -> tuple[str, str]:
+    return str(run.status.get("science_hash")), str(run.status.get("plugin_hash"))
+
+
+def _columns(table: pa.Table | Path) -> list[str]:
+    return pq.read_schema(table).names if isinstance(table, Path) else table.column_names

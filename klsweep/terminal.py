@@ -1,13 +1,24 @@
 """The terminal, or what stands in for it, and grids of text for it and for Markdown."""
 
 import re
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.table import Table
 
 FIGURE = re.compile(r"[-−]?\d|[–]|$")
 PIPE_WIDTH = 200  # a pipe has no width of its own: never fold a line for it
+PATIENCE_SECONDS = 1.0  # what is done sooner needs no progress bar
+
+
+class Advance(Protocol):
+    """Told how much is done, and of how much if that was not known before."""
+
+    def __call__(self, done: int, of: int | None = None) -> None: ...
 
 
 def console(stderr: bool = False) -> Console:
@@ -16,6 +27,22 @@ def console(stderr: bool = False) -> Console:
     if not found.is_terminal:
         found.width = PIPE_WIDTH
     return found
+
+
+@contextmanager
+def progress(name: str, total: int | None = None) -> Iterator[Advance]:
+    """A progress bar on the terminal, if there is one, for what takes longer than a second."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    begun = time.monotonic()
+    with Progress(*columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(name, total=total, visible=False)
+
+        def advance(done: int, of: int | None = None) -> None:
+            bar.update(task, completed=done, total=of, visible=time.monotonic() - begun > PATIENCE_SECONDS)
+
+        yield advance
 
 
 def print_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -132,3 +132,11 @@ SMALL = ("train.prompts_per_update=4", "algorithm.group_size=4", "task.train_pro
 def small_spec(*overrides: str):
     """One validated run of the shipped model, small enough to train in a test."""
     return planned(*SMALL, *overrides, single=True).runs[0].spec
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Commands cache what they read of records here, not at home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KLSWEEP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -25,7 +25,7 @@ LAYERS = [
     {"commands"},
     {"cli", "train"},
 ]
-ANALYSIS_MAY_SEE = {"analysis", "cells", "record", "terminal", "theory"}
+ANALYSIS_MAY_SEE = {"analysis", "cells", "errors", "record", "terminal", "theory"}
 
 
 def imports(file: Path) -> set[str]:
@@ -80,6 +80,12 @@ def loaded_after(code: str) -> set[str]:
         ("import klsweep.cli, klsweep.sweep.status, klsweep.sweep.show", {"torch", "hydra", "wandb", "transformers"}),
         (
             "import klsweep.cli, klsweep.analysis.compare, klsweep.analysis.tables",
+            {"torch", "hydra", "wandb", "pandas"},
+        ),
+        (
+            "from pathlib import Path; from klsweep.analysis.load import load; from klsweep.record.folder import *\n"
+            "from klsweep.analysis.query import ask; sweep = SweepFolder(Path('/none'))\n"
+            "ask(load([sweep]).collected, 'SELECT * FROM runs JOIN metrics USING (run_id)')\n",
             {"torch", "hydra", "wandb", "pandas"},
         ),
         ("import klsweep.tasks.arithmetic, klsweep.config.identity", {"torch", "transformers", "wandb"}),

@@ -4,12 +4,9 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from klsweep.audit.atlas import atlas, atlas_grid
 from klsweep.audit.bias import bias_table
@@ -23,7 +20,7 @@ from klsweep.config.build import Builder
 from klsweep.config.compose import Composer, composer
 from klsweep.config.grid import expand
 from klsweep.errors import BadInput
-from klsweep.terminal import console, print_grid
+from klsweep.terminal import console, print_grid, progress
 
 TABLE_LENGTH, WHOLE_LENGTH, VOCABULARY = 14, 4, 2
 BATCHES, PROMPTS = 64, 64
@@ -50,7 +47,7 @@ def audit(options: argparse.Namespace, plot: Plot) -> int:
     with composer(options.config_dir) as session:
         if options.page:
             _make_folder("--page", options.page)
-            with _progress("pieces", PIECES) as advance:
+            with progress("pieces", PIECES) as advance:
                 files = write_page(session, options.page, options.seed, plot, advance)
             console().print(f"written: {', '.join(map(str, files))}")
             return 0
@@ -135,7 +132,7 @@ def _make_folder(option: str, folder: Path) -> None:
 def _table(session: Composer, options: argparse.Namespace) -> Result:
     tables = _tables(options, TABLE_LENGTH)
     chosen, notes = cases(session, options.overrides, "bias_table")
-    with _progress("configurations", len(chosen)) as advance:
+    with progress("configurations", len(chosen)) as advance:
         rows = bias_table(tables, chosen, options.samples, options.seed, advance)
     skipped = sum(case.off_policy for case in chosen) if tables.sampler is None else 0
     if skipped:
@@ -146,14 +143,14 @@ def _table(session: Composer, options: argparse.Namespace) -> Result:
 def _whole(session: Composer, options: argparse.Namespace) -> Result:
     tables = _tables(options, WHOLE_LENGTH)
     chosen, notes = cases(session, options.overrides, "effective_beta", whole=True)
-    with _progress("configurations", len(chosen)) as advance:
+    with progress("configurations", len(chosen)) as advance:
         rows = whole_table(tables, chosen, advance)
     return Result(rows, _printer(whole_grid), notes)
 
 
 def _presets(session: Composer, options: argparse.Namespace) -> Result:
     tables = _tables(options, TABLE_LENGTH)
-    with _progress("settings", None) as advance:
+    with progress("settings", None) as advance:
         rows = atlas(session, tables, advance)
     return Result(rows, _print_atlas, [PLAIN_SUMS])
 
@@ -161,7 +158,7 @@ def _presets(session: Composer, options: argparse.Namespace) -> Result:
 def _study(session: Composer, options: argparse.Namespace, plot: Plot) -> Result:
     chosen, notes = cases(session, options.overrides, "main_estimators")
     _make_folder("--study", options.study)
-    with _progress("configurations × lengths", len(chosen) * len(LENGTHS)) as advance:
+    with progress("configurations × lengths", len(chosen) * len(LENGTHS)) as advance:
         rows = synthetic_study(chosen, LENGTHS, ROUNDS, SAMPLES, options.seed, LONGEST_EXACT, advance)
     files = write_study(rows, options.study, plot)
     notes = [*notes, f"written: {', '.join(map(str, files))}"]
@@ -182,7 +179,7 @@ def _real(session: Composer, options: argparse.Namespace) -> Result:
         plain = [text for text in options.overrides if _node(text) in OF_A_MODEL]
         spec = Builder().run_spec(expand(session, [*plain, f"model.path={options.model}"], single=True).cells[0].config)
         subject = of_models(spec, options.reference, **sizes)
-    with _progress("configurations", len(chosen)) as advance:
+    with progress("configurations", len(chosen)) as advance:
         kl, rows = transformer_table(subject, chosen, advance)
     notes = [f"KL(π‖π_ref) {kl.value:.4f} [{kl.low:.4f}, {kl.high:.4f}] nats per response", *notes]
     rows = [{**row, "kl": kl.value, "kl_low": kl.low, "kl_high": kl.high} for row in rows]
@@ -209,12 +206,3 @@ def _print_atlas(rows: list[Row]) -> None:
             out.print(f"  {title}:")
             for text in dict.fromkeys(f"{line[0]}: {line[i]}" for line in lines):
                 out.print(f"    {text}")
-
-
-@contextmanager
-def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on the terminal, if there is one; yields a function told how many are done."""
-    columns = TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda done: bar.update(task, completed=done)

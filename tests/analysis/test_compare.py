@@ -5,68 +5,11 @@ import json
 import pytest
 
 from klsweep.analysis.compare import compare
-from klsweep.analysis.stats import t_interval
 from klsweep.analysis.tables import coverage, notes, print_table, to_json, to_markdown
-from klsweep.record.files import append_rows, read_json, write_json
-from klsweep.record.folder import SweepFolder
+from klsweep.record.files import read_json, write_json
 from klsweep.sweep.show import print_status
 from klsweep.sweep.status import sweep_status
-
-
-def plan_row(cell: str, seed: int, **axes) -> dict:
-    labels = {"model": "tiny", "estimator": "k1", "placement": "loss", "clip": "none", "sampling": "on_policy"}
-    return {
-        "run_id": f"{cell}-{seed}",
-        "cell_id": cell,
-        "eval_id": "e1",
-        "seed": seed,
-        "updates": 9,
-        "axes": {**labels, **axes},
-        "kl_coef": 0.1,
-        "fields": {},
-        "suites": {"add": "in", "sort": "out", "max": "out"},
-    }
-
-
-def write_run(sweep: SweepFolder, row: dict, state: str, add: float | None, science: str = "s1", **figures) -> None:
-    """A run with base accuracies (add .4, sort .5, max .3) and the final ones given."""
-    sweep.extend_plan([row])
-    folder = sweep.run(row["run_id"])
-    folder.path.mkdir(parents=True)
-    append_rows(
-        folder.metrics,
-        [{"update": 0, "eval/add/pass@1": 0.4, "eval/sort/pass@1": 0.5, "eval/max/pass@1": 0.3, "eval/add/kl": 0.0}],
-    )
-    append_rows(folder.metrics, [{"update": u, "reward/mean": 0.1 * u} for u in range(1, 9)])
-    last = {"update": 9, "reward/mean": 0.9}
-    if add is not None:
-        values = {"sort": 0.6, "max": 0.2, **figures}
-        last |= {"eval/add/pass@1": add, "eval/add/kl": 1.5}
-        last |= {f"eval/{suite}/pass@1": value for suite, value in values.items()}
-    append_rows(folder.metrics, [last])
-    attempt = folder.claim(science_hash=science, eval_id=row["eval_id"])
-    assert attempt is not None
-    if state != "running":
-        attempt.finish(state)
-
-
-@pytest.fixture
-def sweep(tmp_path) -> SweepFolder:
-    return SweepFolder(tmp_path / "s")
-
-
-def test_t_interval_of_three_runs_by_hand():
-    """mean 2, s = 1, t_{2, .975} = 4.302653: half-width 2.484138."""
-    estimate = t_interval([1.0, 2.0, 3.0])
-    assert estimate is not None
-    assert (estimate.n, estimate.mean) == (3, 2.0)
-    assert estimate.ci_high == pytest.approx(2 + 2.484138, abs=1e-6)
-    assert estimate.ci_low == pytest.approx(2 - 2.484138, abs=1e-6)
-    assert t_interval([5.0]) == (1, 5.0, None, None)
-    assert t_interval([]) is None
-    narrower = t_interval([1.0, 2.0, 3.0], confidence=0.9)
-    assert narrower is not None
-    assert narrower.ci_high == pytest.approx(2 + 2.919986 / 3**0.5, abs=1e-5)
+from tests.analysis.records import plan_row, write_run
 
 
 def test_a_cells_means_are_over_its_finished_runs_and_say_so(sweep):

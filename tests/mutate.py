@@ -1,4 +1,4 @@
-"""Break the objective and the record on purpose, one line at a time: which test notices?
+"""Break the objective, the record and the theory on purpose, one line at a time: which test notices?
 
 `make mutations` copies the repository to a temporary folder, applies each mutation there and runs the tests of that
 part. It fails if a mutation survives.
@@ -242,6 +242,25 @@ RECORD = [
     ),
 ]
 
+THEORY = [
+    ("α without a tail", "bound.py", "math.log(2 / delta)", "math.log(1 / delta)"),
+    ("α grows with K", "bound.py", "1 + 1 / math.sqrt(rollouts)", "1 + math.sqrt(rollouts)"),
+    ("β in the rewards' own units", "bound.py", "beta / rewards.width,", "beta,"),
+    ("half the clip's width", "bound.py", "(clip.low + clip.high)) * alpha", "clip.high) * alpha"),
+    ("another quantile", "clip_threshold.py", "None, 2 * alpha))", "None, alpha))"),
+    ("KL off at the edge only", "clip_threshold.py", "if 2 * alpha >= active:", "if 2 * alpha > 1:"),
+    ("rollouts resampled one by one", "clip_threshold.py", "counts[owner]", "rng.permutation(counts[owner])"),
+    ("one prompt too few", "clip_threshold.py", "(share / active) ** 2) + 1", "(share / active) ** 2)"),
+    ("few rollouts only", "budget.py", "np.concatenate([few, costs", "np.concatenate([few * 0, costs"),
+    ("few prompts only", "budget.py", "- costs.prefill) / costs.decode)", "- costs.prefill) / 9e9)"),
+    ("K₀ of equal groups", "variance.py", "(sizes**2).sum() / total)", "total / n)"),
+    ("variance with ddof 0", "coverage.py", "group.var(ddof=1)", "group.var()"),
+    ("C without its square", "coverage.py", "(p[held] ** 2 / q[held])", "(p[held] / q[held])"),
+    ("PAC-Bayes without √n", "pac_bayes.py", "math.sqrt(prompts) / delta", "1 / delta"),
+    ("KL the wrong way round", "pac_bayes.py", "solve_triangular(prior, factor", "solve_triangular(factor, prior"),
+    ("noise of steps, not of time", "pac_bayes.py", "(step, learning_rate * noise)", "(step, noise)"),
+]
+
 PARTS = (
     (Path("klsweep/objective"), OBJECTIVE, ["tests/objective", "tests/audit/test_bias.py"]),
     (
@@ -249,6 +268,7 @@ PARTS = (
         RECORD,
         ["tests/test_record.py", "tests/test_budget.py", "tests/test_training.py", "tests/test_resume.py"],
     ),
+    (Path("klsweep/theory"), THEORY, ["tests/theory"]),
 )
 
 

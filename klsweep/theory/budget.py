@@ -1,20 +1,21 @@
 """How to spend a budget: prompts, rollouts per prompt, and preference data for the reward model.
 
 n prompts with K rollouts each cost n(c_prefill + K c_decode), in any one unit (seconds, tokens, money). What is
-minimised is a criterion of (n, K): `sampling_rate`, which the paper's α is proportional to, or `variance_of_mean`. The
-other α, `hoeffding_alpha`, does not fall with K, so by it one rollout per prompt is always best.
+minimised is a criterion of (n, K): `sampling_rate`, which the paper's α is proportional to, `prompts_rate`, which the
+other α is, or `variance_of_mean`.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from klsweep.theory.inputs import Floats, check_not_negative, check_positive
 from klsweep.theory.variance import VarianceComponents
 
+Number = TypeVar("Number", float, Floats)
 Criterion = Callable[[Floats, Floats], Floats]  # of n and K, falling in both
 MOST = 10**7  # values of n or K looked at one by one: budgets of up to its square in rollouts
 SLACK = 1e-12  # relative: 3 × 0.1 is within a budget of 0.3
@@ -31,9 +32,13 @@ class Costs:
         check_not_negative("cost_prefill", self.prefill)
         check_positive("cost_decode", self.decode)
 
-    def of_prompt(self, rollouts: Floats | float) -> Floats | float:
+    def of_prompt(self, rollouts: Number) -> Number:
         """A prompt with its rollouts."""
         return self.prefill + rollouts * self.decode
+
+    def prompts_within(self, budget: float, rollouts: Floats) -> Floats:
+        """The most whole prompts that a budget pays for."""
+        return budget * (1 + SLACK) // self.of_prompt(rollouts)
 
 
 EQUAL_COSTS = Costs(prefill=0.0, decode=1.0)  # only rollouts are counted
@@ -42,6 +47,11 @@ EQUAL_COSTS = Costs(prefill=0.0, decode=1.0)  # only rollouts are counted
 def sampling_rate(prompts: Floats, rollouts: Floats) -> Floats:
     """(1 + 1/√K)/√n, the paper's α without its constant √(log(4/δ)/2)."""
     return (1 + 1 / np.sqrt(rollouts)) / np.sqrt(prompts)
+
+
+def prompts_rate(prompts: Floats, rollouts: Floats) -> Floats:
+    """1/√n, `hoeffding_alpha` without its constant: it falls with n only, so K* = 1."""
+    return 1 / np.sqrt(prompts)
 
 
 def variance_of_mean(components: VarianceComponents) -> Criterion:
@@ -78,7 +88,7 @@ def whole_rollouts(optimum: float, criterion: Criterion, costs: Costs) -> int:
     if not math.isfinite(optimum):
         raise ValueError("K* is infinite: prompts do not differ, and no whole number is best without a budget")
     near = np.array([math.floor(optimum), math.ceil(optimum)], dtype=np.float64)
-    return int(near[np.argmin(criterion(1 / np.asarray(costs.of_prompt(near)), near))])
+    return int(near[np.argmin(criterion(1 / costs.of_prompt(near), near))])
 
 
 class Allocation(NamedTuple):
@@ -106,9 +116,9 @@ def best_allocation(criterion: Criterion, costs: Costs, budget: float) -> Alloca
             f"budget={budget:g}: pays for more than {MOST**2:.0e} rollouts, too many to find the best n, K"
         )
     few = np.arange(1, root + 1, dtype=np.float64)
-    room = budget * (1 + SLACK)
-    prompts = np.concatenate([few, np.floor(room / costs.of_prompt(few))])
-    rollouts = np.concatenate([np.floor((room / few - costs.prefill) / costs.decode), few])
+    most = np.floor((budget * (1 + SLACK) / few - costs.prefill) / costs.decode)
+    prompts = np.concatenate([few, costs.prompts_within(budget, few)])
+    rollouts = np.concatenate([most, few])
     kept = (prompts >= 1) & (rollouts >= 1)
     prompts, rollouts = prompts[kept], rollouts[kept]
     values, spent = criterion(prompts, rollouts), prompts * costs.of_prompt(rollouts)

@@ -33,7 +33,7 @@ def coverage_coefficient(deployed: ArrayLike, train: ArrayLike) -> float:
     if lost := p[q == 0].sum():
         raise ValueError(f"deployed: mass {lost:g} where train has none: C is infinite")
     held = q > 0
-    return math.sqrt(float((p[held] ** 2 / q[held]).sum()))
+    return max(1.0, math.sqrt(float((p[held] ** 2 / q[held]).sum())))  # below 1 by rounding only
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def coverage_from_weights(log_weights: ArrayLike) -> Coverage:
     logs = finite_array("log_weights", log_weights)
     weights = np.exp(logs - logs.max())
     squares = float((weights**2).sum())
-    effective = float(weights.sum() ** 2) / squares
+    effective = min(float(weights.sum() ** 2) / squares, float(len(logs)))  # above N by rounding only
     carriers = squares**2 / float((weights**4).sum())
     tail = tail_index(weights)
     warnings = []

@@ -170,11 +170,11 @@ def _clip(batch: Batch) -> list[Sourced]:
         return [Sourced(None, f"clip.half={half}: the other half is not clipped")] * 3
     if batch.choice("clip") == "QuantileClip":
         tau = batch.metric("clip/tau")
-        return [tau, tau, batch.metric("clip/moved", "clip/distance")]
+        return [tau, tau, batch.metric("clip/distance")]
     tau = batch.field("clip", "tau")
     low, high = (batch.field("clip", name) for name in ("low", "high"))
     ends = [tau if low is None else -low, tau if high is None else high]
-    moved = batch.metric("clip/moved", "clip/distance")
+    moved = batch.metric("clip/distance")
     if level == "sequence":
         return [*(_end(end, 1.0, "") for end in ends), moved]
     longest, length = batch.field("task", "max_response_tokens"), batch.metric("length/mean")

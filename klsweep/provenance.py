@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
-SCIENCE_CODE = ("objective", "training", "rollout", "model", "tasks")
+SCIENCE_CODE = ("theory", "objective", "training", "rollout", "model", "tasks")
 SOURCE_RECORD = "source.json"  # in a code snapshot: the git state of what was copied
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "hydra-core", "omegaconf", "pydantic", "wandb")
 

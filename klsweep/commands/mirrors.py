@@ -1,15 +1,18 @@
-"""Commands that fill W&B from records: sync."""
+"""Commands that fill W&B from records: sync, report."""
 
 import argparse
 import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klsweep.commands.parser import FAILED, OK, Commands
 from klsweep.commands.sweeps import existing_sweep
+from klsweep.errors import BadInput
 from klsweep.record.files import Row
 from klsweep.record.folder import SweepFolder
 
@@ -31,6 +34,12 @@ def declare(commands: Commands) -> None:
     sync.add_argument(
         "--every", type=float, default=30.0, metavar="SECONDS", help="with --watch: between two looks (30)"
     )
+    text = "write a sweep's W&B report, or write it anew: tables, curves, scatter plots (docs/wandb.md)"
+    report = commands.on_sweep("report", _report, text)
+    _add_place(report)
+    form = report.add_mutually_exclusive_group()
+    form.add_argument("--dry-run", action="store_true", help="print its specification as JSON; W&B is not asked")
+    form.add_argument("--json", action="store_true", help="print JSON: its address and id, and whether it is new")
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:
@@ -60,6 +69,35 @@ def _sync(options: argparse.Namespace) -> int:
         else:
             print_outcomes(account, outcomes)
     return FAILED if any(outcome.outcome == INCOMPLETE for outcome in outcomes) else OK
+
+
+def _report(options: argparse.Namespace) -> int:
+    if find_spec("wandb_workspaces") is None:
+        raise BadInput("klsweep report needs wandb-workspaces (pip install 'klsweep[report]')")
+    from klsweep.analysis.wandb_report import build_report, findings, marker, specification
+    from klsweep.mirror.account import opened, settings_of
+    from klsweep.mirror.report import save_report
+    from klsweep.tracking import wandb_group, wandb_id
+
+    sweep = existing_sweep(options.sweep)
+    name = wandb_group(sweep)
+    if options.dry_run:
+        settings = settings_of(sweep)
+        place = options.entity or settings["entity"] or "", options.project or settings["project"]
+        print(json.dumps(specification(build_report(findings(sweep, name), *place, name)), indent=1))
+        return OK
+    with opened(sweep, options.project, options.entity) as account:
+        ids = [wandb_id(sweep.run(row["run_id"])) for row in sweep.plan()]
+        there = len(account.held(ids))
+        report = build_report(findings(sweep, name), account.entity, account.project, name)
+        saved = save_report(account, report, marker(name))
+    if options.json:
+        print(json.dumps({**asdict(saved), "runs": len(ids), "runs_there": there}, indent=1))
+        return OK
+    print(f"{'created' if saved.created else 'updated'} {saved.url}")
+    if there < len(ids):
+        print(f"its plots show {there} of {len(ids)} runs: the others are not at W&B (klsweep sync {sweep.path})")
+    return OK
 
 
 def _watched(mirror: "Mirror", seconds: float) -> "list[Outcome]":

@@ -82,7 +82,7 @@ def opened(sweep: SweepFolder, project: str | None, entity: str | None) -> Itera
     import wandb
 
     wandb.setup(wandb.Settings(silent=True, x_graphql_retry_max=RETRIES, x_graphql_retry_wait_min_seconds=1))
-    settings, client = _settings(sweep), wandb.setup().settings
+    settings, client = settings_of(sweep), wandb.setup().settings
     url = client.base_url
     with answers(url):
         if not wandb.login(prompt=False, verify=False):
@@ -96,7 +96,7 @@ def opened(sweep: SweepFolder, project: str | None, entity: str | None) -> Itera
         yield Account(entity, project or settings["project"], url, client.app_url, Path(scratch), api)
 
 
-def _settings(sweep: SweepFolder) -> dict[str, Any]:
+def settings_of(sweep: SweepFolder) -> dict[str, Any]:
     """The `wandb` node of the first run of a sweep that has a configuration."""
     for row in sweep.plan():
         if (config := sweep.run(row["run_id"]).config).exists():

@@ -75,7 +75,8 @@ def _content(sweep: SweepFolder, plan: Row, status: Row, cell: str) -> Content:
     recorded = list(read_rows(folder.metrics))
     rows = recorded if status["state"] in FINISHED else _settled(folder, recorded)
     group = wandb_group(sweep)
-    ids = {"run": folder.run_id, "cell": plan["cell_id"], "cell_name": cell, "sweep": group}
+    # `run`, `sweep` or `group` alone would be taken for W&B's own by wandb-workspaces, even in a configuration
+    ids = {"run_id": folder.run_id, "cell_id": plan["cell_id"], "cell": cell, "sweep_name": group}
     code = {key: status.get(key) for key in ("science_hash", "plugin_hash", "eval_id")}
     axes = {f"choice.{axis}": choice for axis, choice in plan["axes"].items()}
     fields = {"seed": plan["seed"], "kl.coef": plan["kl_coef"], **plan["fields"]}

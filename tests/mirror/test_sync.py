@@ -56,7 +56,7 @@ def test_every_run_is_there_once_with_all_its_rows_and_a_second_sync_sends_nothi
         "seed": 1,
         "train_lr": 0.0005,
         "choice_estimator": "k1",
-        "cell": "c1-b",
+        "cell_id": "c1-b",
     }.items() <= known.items()
     assert known["science_hash"] == "abc"
     assert not any("." in key or isinstance(value, dict) for key, value in known.items())
@@ -72,8 +72,8 @@ def test_every_run_is_there_once_with_all_its_rows_and_a_second_sync_sends_nothi
     assert set(server.operations) == {"Viewer", "GetViewer", "GetDefaultEntity", "Runs"}
 
 
-@pytest.mark.parametrize("dies", ["the client", "the client and wandb-core"])
-def test_a_sync_killed_in_the_middle_of_a_run_is_completed_by_the_next(dies, server, cli, tmp_path):
+@pytest.mark.parametrize("dies", ["the client", "the client and wandb-core", "by Ctrl-C"])
+def test_a_sync_that_dies_in_the_middle_of_a_run_is_completed_by_the_next(dies, server, cli, tmp_path):
     sweep = finished(tmp_path / "mine", seeds=4, updates=40)
     reached, go_on, begun = threading.Event(), threading.Event(), []
 
@@ -95,10 +95,15 @@ def test_a_sync_killed_in_the_middle_of_a_run_is_completed_by_the_next(dies, ser
     if dies == "the client":
         process.kill()
     else:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+        os.killpg(process.pid, signal.SIGKILL if dies == "the client and wandb-core" else signal.SIGINT)
     assert [len(run.history) for run in server.runs().values()].count(20) == 1
     server.before_stream, server.after_stream = lambda run, body: None, lambda run: None
+    if dies == "by Ctrl-C":  # it lets the runs that it is sending end
+        go_on.set()
+        assert process.communicate(timeout=60)[1].endswith(
+            "interrupted; the same command goes on where this one stopped\n"
+        )
+    process.communicate()
     go_on.set()
     time.sleep(1.0)  # what wandb-core still sends after its client's death
     again = cli("sync", sweep.path)

@@ -199,6 +199,38 @@ class WandbServer:
             }
         }
 
+    def on_GetProjects(self, variables: Json) -> Json:
+        entity = variables["entity"]
+        names = [name for owner, name in self.projects if owner == entity]
+        facts = {"entityName": entity, "createdAt": "2026-01-01T00:00:00Z", "isBenchmark": False, "user": None}
+        edges = [{"node": {"id": name, "name": name, **facts}, "cursor": name} for name in names]
+        return {"models": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}}
+
+    def on_ProjectViews(self, variables: Json) -> Json:
+        project = self.project(variables)
+        if project is None:
+            return {"project": None}
+        edges = [{"node": view, "cursor": view["id"]} for view in project.views.values()]
+        return {"project": {"allViews": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}}}
+
+    def on_SpecificReport(self, variables: Json) -> Json:
+        found = (project.views.get(variables["reportId"]) for project in self.projects.values())
+        return {"view": next((view for view in found if view), None)}
+
+    def on_upsertView(self, variables: Json) -> Json:
+        project = self.project(variables)
+        if project is None:
+            raise Refused(404, f"project {variables['projectName']} not found")
+        number = variables["id"] or base64.b64encode(f"View:{len(project.views)}".encode()).decode()
+        if variables["id"] is not None and number not in project.views:
+            raise Refused(404, f"no view {number}")
+        facts = {key: variables[key] for key in ("name", "displayName", "description", "type", "spec")}
+        where = {"id": "p", "name": variables["projectName"], "entityName": variables["entityName"]}
+        when = {"createdAt": "2026-01-01T00:00:00Z", "updatedAt": "2026-01-01T00:00:00Z"}
+        inserted = number not in project.views
+        view = project.views[number] = {"id": number, **facts, "project": where, "user": None, **when}
+        return {"upsertView": {"view": view, "inserted": inserted}}
+
     def stream(self, entity: str, project: str, name: str, body: Json) -> None:
         """A request of the file stream."""
         self.before_stream(name, body)

@@ -285,6 +285,8 @@ def _notes(batch: Batch) -> list[str]:
         notes.append(f"heuristic: the batch was sampled by weights that were {lag} updates older")
     if batch.choice("placement") == "InRewardAndLoss" and batch.row.get("beta/reward") != batch.row.get("beta/loss"):
         notes.append("β differs between reward and loss: the reward's is taken")
+    if (gap := batch.row.get("reward/gap")) is not None:
+        notes.append(f"measured on this batch: r̂ is {gap:+.4f} beside r* in the mean (metrics.jsonl, reward/gap)")
     if (tail := batch.latest("shift/tail_index").value) is not None and tail >= 0.5:
         notes.append(f"the weights' tail index is {tail:.2f} ≥ 0.5: the coverage coefficient means nothing")
     return notes

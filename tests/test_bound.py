@@ -211,7 +211,7 @@ def test_record_of_a_calibrated_clip_and_a_reward_model(in_tmp, capsys):
     clip = {"_target_": "klsweep.objective.clip.QuantileClip", "level": "sequence", "confidence": 0.9, "half": "both"}
     rows = [
         {**ROW, "shift/coverage": 1.5, "shift/error": 0.2, "shift/tail_index": 0.6},
-        {**ROW, "update": 2, "clip/tau": 0.8, "clip/distance": 0.3, "sampler/lag": 4},
+        {**ROW, "update": 2, "clip/tau": 0.8, "clip/distance": 0.3, "sampler/lag": 4, "reward/gap": 0.25},
     ]
     run = recorded(in_tmp, {"clip": clip, "reward": LEARNED, "estimator": {"_target_": "x.K3"}}, *rows)
     found = answer(capsys, str(run))
@@ -223,6 +223,7 @@ def test_record_of_a_calibrated_clip_and_a_reward_model(in_tmp, capsys):
     assert [note.split(":")[0] for note in found["notes"]] == [
         "the bound is on E[r − βℓ]; trained with estimator k3",
         "heuristic",
+        "measured on this batch",
         "the weights' tail index is 0.60 ≥ 0.5",
     ]
     first = answer(capsys, str(run), "update=1")

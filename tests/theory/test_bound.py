@@ -1,6 +1,7 @@
 """The fixed-policy bound: SCIENCE's numbers, units, refusals, and whether it holds where J* is known."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from klsweep.theory.bound import (
     hoeffding_alpha,
     paper_alpha,
 )
-from klsweep.theory.example import Enumerable, looseness, random_instance
+from klsweep.theory.example import Enumerable, looseness, main, random_instance
 
 DRAWS = 2000
 
@@ -172,3 +173,9 @@ def test_looseness_table_holds_what_it_says():
         assert float(row[8]) >= 0.95
     few = looseness(random_instance(0), 8, 2, 0.1, 0.05, seed=1)[0]
     assert few[3].startswith("KL off (needs n = ")
+
+
+def test_the_page_shows_what_the_example_prints(capsys):
+    main()
+    page = Path(__file__).resolve().parents[2] / "docs" / "theory.md"
+    assert capsys.readouterr().out in page.read_text()

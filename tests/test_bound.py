@@ -78,8 +78,9 @@ def test_array_form_with_everything(arrays, capsys):
     scale = 4 + 0.1 * (found["tau_low"] + found["tau_high"])
     sampling = scale * paper_alpha(split["prompts"], split["rollouts"], 0.05)
     assert split["sampling"] == pytest.approx(sampling)
-    other = answer(capsys, *ASKED, "alpha=hoeffding", "confidence=0.9")
+    other = answer(capsys, *ASKED, "alpha=hoeffding", "confidence=0.9", "coverage=1.5", "reward_error=0.2")
     assert other["alpha"] == pytest.approx(hoeffding_alpha(512, 0.1))
+    assert other["reward_shift"] == pytest.approx(0.3)
 
 
 def test_array_form_as_a_table_and_a_plot(arrays, capsys):
@@ -226,6 +227,9 @@ def test_record_of_a_calibrated_clip_and_a_reward_model(in_tmp, capsys):
         "measured on this batch",
         "the weights' tail index is 0.60 ≥ 0.5",
     ]
+    append_rows(run / "metrics.jsonl", [{**ROW, "update": 3, "shift/coverage": 2.0}, {**ROW, "update": 4}])
+    assert answer(capsys, str(run), "update=2")["coverage"] == 1.5
+    assert answer(capsys, str(run))["coverage"] == 2.0
     first = answer(capsys, str(run), "update=1")
     assert (first["sampling"], first["clipping"]) == (None, None)
     assert first["sources"]["sampling"] == "not recorded (clip/tau)"

@@ -184,7 +184,7 @@ def _samples_grid(found: Decomposition) -> Lines:
             _figure(terms.reward_shift),
             f"C √L, C = {setting.coverage:.4g}, √L = {setting.reward_error:.4g}",
         ],
-        ["total", _figure(terms.total), "|Ĵ − J*| is at most this, at that confidence"],
+        ["total", _figure(terms.total), "bounds |Ĵ − J*|, as far as the line below allows"],
     ]
 
 

@@ -58,6 +58,7 @@ def _update(work: Work, updates: int, folder: Path, overlap: bool) -> tuple[floa
             f"task.max_response_tokens={work.tokens}",
             f"train.updates={updates}",
             "train.lr=1e-9",
+            "train.base_check=off",  # random weights
             "eval.samples_per_prompt=1",
             "eval.pass_at=[1]",
             *(f"eval.suites.{suite}.eval_prompts=2" for suite in ("add", "subtract", "reverse", "max", "sort")),

@@ -14,7 +14,7 @@ from klsweep.record.files import read_rows
 from klsweep.record.folder import RunFolder
 from klsweep.rollout import hf
 from klsweep.tracking import Tracker
-from klsweep.training import shards
+from klsweep.training import shards, step
 from klsweep.training.checkpoint import load_checkpoint, newest_sound
 from klsweep.training.evaluate import pass_at_k, summary
 from klsweep.training.loop import Outcome, train
@@ -114,6 +114,23 @@ def test_lag_zero_is_on_policy_bit_for_bit_and_lag_changes_what_is_trained_on(tm
     assert [row.get("sampler/lag") for row in rows(on)] == [None, 0, 0, 0, 0]
     assert rows(on)[3]["sampler/ess"] == pytest.approx(1.0, abs=1e-6)
     assert late[4]["sampler/ess"] < 0.9999
+
+
+@pytest.mark.parametrize(
+    ("overrides", "passes"),
+    [
+        ([], 0),
+        (["estimator=full", "placement=loss"], 0),
+        (["train.minibatches=2"], 2),
+        (["train.micro_batch_size=8"], 2),
+    ],
+)
+def test_a_single_step_on_a_single_part_goes_on_from_its_scoring(overrides, passes, tmp_path, monkeypatch):
+    """How often the step runs the policy on the 16 responses of an update."""
+    calls, plain = [], step.statistics
+    monkeypatch.setattr(step, "statistics", lambda *arguments: calls.append(1) or plain(*arguments))
+    run(tmp_path, "run", "train.updates=1", *overrides)
+    assert len(calls) == passes
 
 
 def test_micro_batches_change_nothing_but_rounding(tmp_path):

@@ -41,12 +41,14 @@ def token_statistics(
     temperature: float,
     chunk: int,
     reference: States | None = None,
+    differentiable: tuple[Column, ...] | None = None,
 ) -> Tensor:
     """Log-probabilities of `ids`, and what else is asked of π = softmax(logits / temperature), in nats.
 
     `logprobs` log π(id); `entropy` −Σ_v π log π; `ref_logprobs` log π_ref(id), `exact_kl` KL(π ‖ π_ref) and
-    `forward_kl` KL(π_ref ‖ π) of the token distributions, for which `reference` is needed. All of them differentiable
-    with respect to the policy's hidden states, head weight and bias; the reference is a constant.
+    `forward_kl` KL(π_ref ‖ π) of the token distributions, for which `reference` is needed. All of them, or those named
+    `differentiable`, are so with respect to the policy's hidden states, head weight and bias; the others and the
+    reference are constants.
 
     Logits are computed in the hidden states' dtype (as the model's own forward does), everything after them in float32
     (in float64 for float64). Memory beyond arguments, result and their gradients: a few chunk × V floats.
@@ -56,7 +58,9 @@ def token_statistics(
     if reference is None and OF_THE_REFERENCE & set(columns):
         raise ValueError(f"columns {', '.join(columns)} need a reference")
     other = (None, None, None) if reference is None else (reference.hidden, *reference.head)
-    return _Statistics.apply(policy.hidden, *policy.head, ids, columns, temperature, chunk, *other)  # pyright: ignore
+    gradients = columns if differentiable is None else differentiable
+    settings = columns, gradients, temperature, chunk
+    return _Statistics.apply(policy.hidden, *policy.head, ids, settings, *other)  # pyright: ignore
 
 
 class _Statistics(torch.autograd.Function):
@@ -69,25 +73,26 @@ class _Statistics(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         ids: Tensor,
-        columns: tuple[Column, ...],
-        temperature: float,
-        chunk: int,
+        settings: tuple[tuple[Column, ...], tuple[Column, ...], float, int],
         *reference: Tensor | None,
     ) -> Tensor:
         tensors = (hidden, weight, bias, ids, *reference)
+        columns, differentiable, temperature, chunk = settings
         result = hidden.new_empty(len(ids), len(columns), dtype=_wide(hidden.dtype))
         for rows, log_p, log_q in _chunks(tensors, temperature, chunk):
             for i, column in enumerate(columns):
                 result[rows, i] = _value(column, log_p, log_q, ids[rows])
+        if not OF_THE_REFERENCE & set(differentiable):
+            tensors = (hidden, weight, bias, ids, None, None, None)
         ctx.save_for_backward(*tensors, result)
-        ctx.settings = columns, temperature, chunk
+        ctx.settings = settings
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (*tensors, result), (upstream,) = ctx.saved_tensors, upstreams
-        columns, temperature, chunk = ctx.settings
+        columns, differentiable, temperature, chunk = ctx.settings
         hidden, weight, bias, ids = tensors[:4]
         by_hidden, by_weight, by_bias = (
             torch.zeros_like(x, dtype=_wide(x.dtype)) if wanted else None  # a sum over chunks in bfloat16 loses digits
@@ -95,6 +100,7 @@ class _Statistics(torch.autograd.Function):
         )
         for rows, log_p, log_q in _chunks(tensors, temperature, chunk):
             values, weights = (dict(zip(columns, x[rows].split(1, 1), strict=True)) for x in (result, upstream))
+            weights = {column: weights[column] for column in differentiable}
             gradient = _logit_gradient(log_p, log_q, ids[rows], values, weights).div_(temperature).to(hidden.dtype)
             if by_hidden is not None:
                 by_hidden[rows] = (gradient @ weight).to(by_hidden.dtype)
@@ -103,7 +109,7 @@ class _Statistics(torch.autograd.Function):
             if by_bias is not None:
                 by_bias += gradient.sum(0)
         found = zip((by_hidden, by_weight, by_bias), (hidden, weight, bias), strict=True)
-        return *(None if sums is None else sums.to(x.dtype) for sums, x in found), *[None] * 7
+        return *(None if sums is None else sums.to(x.dtype) for sums, x in found), *[None] * 5
 
 
 def _chunks(

@@ -63,6 +63,12 @@ class Scores:
     exact_kl: Tensor  # KL(π_old ‖ π_ref) of the token distributions
     forward_kl: Tensor  # KL(π_ref ‖ π_old) of the token distributions, at prefixes sampled from π
     entropy: Tensor
+    kept: dict[Column, Tensor] | None = None  # of the same forward pass, with its graph: see `score`
+
+    @property
+    def columns(self) -> tuple[Tensor, ...]:
+        """The constants, in their order."""
+        return self.old_logprobs, self.ref_logprobs, self.exact_kl, self.forward_kl, self.entropy
 
 
 @dataclass(frozen=True)
@@ -197,7 +203,12 @@ Reference = Callable[[Tokens], States]
 
 
 def statistics(
-    policy: Policy, tokens: Tokens, temperature: float, columns: tuple[Column, ...], reference: States | None = None
+    policy: Policy,
+    tokens: Tokens,
+    temperature: float,
+    columns: tuple[Column, ...],
+    reference: States | None = None,
+    differentiable: tuple[Column, ...] | None = None,
 ) -> dict[Column, Tensor]:
     """What `columns` ask of π(· | prefix) at the sampling temperature; see `token_statistics`.
 
@@ -205,10 +216,11 @@ def statistics(
     network (an adapter, shards that must be gathered first) acts as in any other forward pass. Logits exist for
     `model.logprob_chunk` tokens at a time, and for response tokens alone.
 
-    Returns a tensor ``[B, T]`` for each column, float32 and 0 in padding, differentiable in the network's weights.
+    Returns a tensor ``[B, T]`` for each column, float32 and 0 in padding, differentiable in the network's weights (all,
+    or those named `differentiable`).
     """
     mask = tokens.mask.bool()
-    settings = columns, temperature, policy.model.logprob_chunk, reference
+    settings = columns, temperature, policy.model.logprob_chunk, reference, differentiable
     found = _read(policy, tokens, lambda states: token_statistics(states, tokens.response_ids[mask], *settings))
     table = found.new_zeros(*mask.shape, len(columns)).index_put((mask,), found)
     return dict(zip(columns, table.unbind(2), strict=True))
@@ -261,16 +273,31 @@ def _replaced(module: Any, forward: Callable[[Tensor], Tensor]) -> Iterator[None
         del module.forward
 
 
-@torch.no_grad()
-def score(policy: Policy, reference: Reference, tokens: Tokens, temperature: float, batch_size: int) -> Scores:
-    """Old and reference log-probabilities and what the logs need of both distributions, `batch_size` rows at a time."""
+def score(
+    policy: Policy,
+    reference: Reference,
+    tokens: Tokens,
+    temperature: float,
+    batch_size: int,
+    keep: tuple[Column, ...] = (),
+) -> Scores:
+    """Old and reference log-probabilities and what the logs need of both distributions, `batch_size` rows at a time.
+
+    Of a batch that is a single part, the columns in `keep` are also kept with their graph: the first optimiser step on
+    all of it needs them of the same weights.
+    """
     columns: tuple[Column, ...] = ("logprobs", "ref_logprobs", "exact_kl", "forward_kl", "entropy")
     table = torch.zeros(len(columns), *tokens.mask.shape, device=tokens.mask.device)
-    for rows in micro_batches(tokens, torch.arange(len(tokens.mask)), batch_size):
+    parts = micro_batches(tokens, torch.arange(len(tokens.mask)), batch_size)
+    kept: dict[Column, Tensor] | None = {} if keep and len(parts) == 1 else None
+    for rows in parts:
         part = tokens.rows(rows)
-        found = statistics(policy, part, temperature, columns, reference(part))
-        table[:, rows] = torch.stack([found[column] for column in columns])
-    return Scores(*table)
+        with torch.set_grad_enabled(kept is not None):
+            found = statistics(policy, part, temperature, columns, reference(part), keep)
+        table[:, rows] = torch.stack([found[column].detach() for column in columns])
+        if kept is not None:
+            kept = {column: found[column][rows.argsort()] for column in keep}
+    return Scores(*table, kept=kept)
 
 
 def micro_batches(tokens: Tokens, rows: Tensor, size: int) -> tuple[Tensor, ...]:

@@ -1,5 +1,6 @@
 """The training loop: rollout → reward → KL in reward → advantage → loss → step → evaluate → checkpoint."""
 
+import dataclasses
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -131,12 +132,12 @@ def _train(
             return Outcome("failed", refusal)
         tokens = rollout.generation.tokens
         with clock.phase("score"):
-            scores = trainer.score(tokens)
+            scores = trainer.score_batch(tokens)
         clipped = objective.at(threshold.tau)
         advantages = clipped.advantages(
             rollout.rewards, scores.old_logprobs, scores.ref_logprobs, tokens.mask, betas.reward, scores.exact_kl
         )
-        witness.sees(rollout, scores, advantages)
+        witness.sees(rollout, dataclasses.replace(scores, kept=None), advantages)
         with clock.phase("step"):
             steps = trainer.update(
                 rollout.generation, scores, advantages, betas.loss, threshold.tau, settings.lr_at(update)

@@ -1,6 +1,5 @@
 """What each process of a run holds and computes: its share of the networks, the optimiser and the rows."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from klsweep.config.build import RunSpec
+from klsweep.model.logprobs import Column
 from klsweep.model.masters import Masters
 from klsweep.model.parallel import ALONE, Ranks, forget_gathered, moved, spread
 from klsweep.model.policy import Policy, Reference, Scores, Tokens, device_of, load_base, load_policy, score
@@ -74,7 +74,17 @@ class Share:
         """See `Sampler.rest`."""
         self.sampler.rest()
 
-    def score(self, tokens: Tokens, temperature: float, batch_size: int) -> Scores:
+    def score_batch(self, tokens: Tokens) -> Scores:
+        """`score` of a batch that `update` comes next for, which takes over the graph if there is one step on it."""
+        settings, keep = self._spec.train, self._learner.columns
+        return self.score(
+            tokens,
+            self._spec.rollout.temperature,
+            settings.micro_batch_size,
+            keep if settings.minibatches == self._ranks.size == 1 else (),
+        )
+
+    def score(self, tokens: Tokens, temperature: float, batch_size: int, keep: tuple[Column, ...] = ()) -> Scores:
         """See `score`; each rank does its part of the rows.
 
         All of them equally many, since each forward pass gathers the weights: the last of a shorter part is repeated.
@@ -83,13 +93,13 @@ class Share:
         longest = -(-len(rows) // ranks.size)
         mine = rows[ranks.mine(len(rows))]
         padded = torch.cat([mine, rows[:1].expand(longest - len(mine))])
-        found = score(self.policy, self.reference, tokens.rows(padded), temperature, batch_size)
+        found = score(self.policy, self.reference, tokens.rows(padded), temperature, batch_size, keep)
         if ranks.size == 1:
             return found
         forget_gathered(self.policy.network)
-        columns = [getattr(found, field.name)[: len(mine)] for field in dataclasses.fields(found)]
+        columns = [column[: len(mine)] for column in found.columns]
         parts = moved(ranks.gather(columns), self.policy.network.device)
-        return Scores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return Scores(*(torch.cat(column) for column in zip(*parts, strict=True)), kept=None)
 
     def update(
         self, generation: Generation, scores: Scores, advantages: Tensor, beta: float, tau: float | None, lr: float

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from klsweep.model.logprobs import Column
 from klsweep.model.parallel import Ranks, local, whole
-from klsweep.model.policy import Policy, Reference, Scores, micro_batches, statistics
+from klsweep.model.policy import Policy, Reference, Scores, Tokens, micro_batches, statistics
 from klsweep.objective.objective import Objective
 from klsweep.rollout.engine import Generation
 from klsweep.training.metrics import Metrics, RatioStatistics
@@ -72,12 +72,10 @@ class Learner:
         tokens = generation.tokens
         counts = objective.counts(tokens.lengths[rows])
         total = torch.zeros(2, device=advantages.device)
-        columns: tuple[Column, ...] = ("logprobs", "exact_kl") if objective.loss_needs_distributions else ("logprobs",)
         own = micro_batches(tokens, rows[self.ranks.mine(len(rows))], self.micro_batch_size)
         for part, is_counted in self.ranks.in_step(own, rows, self.micro_batch_size):
             micro = tokens.rows(part)
-            reference = self.reference(micro) if objective.loss_needs_distributions else None
-            found = statistics(self.policy, micro, self.temperature, columns, reference)
+            found = self._said(micro, part, scores)
             logprobs = found["logprobs"]
             old = scores.old_logprobs[part]
             terms = objective.terms(
@@ -95,6 +93,18 @@ class Learner:
                 total += torch.stack(share).detach()
                 ratios.add(logprobs, old, micro.mask, objective.algorithm)
         return self.ranks.sum(total)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """What the loss needs of the policy."""
+        return ("logprobs", "exact_kl") if self.objective.loss_needs_distributions else ("logprobs",)
+
+    def _said(self, micro: Tokens, part: Tensor, scores: Scores) -> dict[Column, Tensor]:
+        """What the policy says of a micro-batch, differentiable: what was kept of scoring it, or said anew."""
+        if scores.kept is not None:
+            return {column: values[part] for column, values in scores.kept.items()}
+        reference = self.reference(micro) if self.objective.loss_needs_distributions else None
+        return statistics(self.policy, micro, self.temperature, self.columns, reference)
 
     def _trained(self) -> list[Tensor]:
         """What the optimiser steps: not the network's own weights if those are bfloat16, see `Masters`."""

@@ -100,8 +100,13 @@ class Trainer:
         """Graded responses of the policy as it is to some of the task's training prompts."""
         return self._collector.answers(0, 0, prompts, samples, draws)
 
+    def score_batch(self, tokens: Tokens) -> Scores:
+        """The same as `score`, of a batch that `update` comes next for, see `Share.score_batch`."""
+        self._all("rest")
+        return self._all("score_batch", tokens)
+
     def score(self, tokens: Tokens) -> Scores:
-        """What the policy and the reference say of a batch's tokens before its update, while the sampler rests."""
+        """What the policy and the reference say of a batch's tokens, while the sampler rests."""
         self._all("rest")
         return self._all("score", tokens, self._spec.rollout.temperature, self._spec.train.micro_batch_size)
 

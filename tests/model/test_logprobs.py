@@ -114,3 +114,12 @@ def test_peak_memory_is_a_sixth_of_the_plain_ways_at_most():
     assert whole.peak_bytes > 2 * 4096 * 152_064 * 4  # the logits and their gradient at least: measured indeed
     assert chunked.peak_bytes <= whole.peak_bytes / 6, (chunked, whole)
     assert chunked[2:] == pytest.approx(whole[2:], rel=1e-5)
+
+
+def test_columns_that_are_not_differentiable_are_constants():
+    policy, reference = states(0, torch.float32), states(1, torch.float32)
+    every = token_statistics(policy, IDS, COLUMNS, 1.0, 8, reference)
+    some = token_statistics(policy, IDS, COLUMNS, 1.0, 8, reference, ("logprobs",))
+    assert torch.equal(every, some)
+    alone = gradients(token_statistics(policy, IDS, ("logprobs",), 1.0, 8)[:, 0].sum(), policy)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(some.sum(), policy), alone, strict=True))

@@ -76,7 +76,7 @@ class RunSpec:
         self.adapter.check(self.model)
         self.clip.check(self.train.prompts_per_update, self.algorithm.group_size)
         if isinstance(self.reward, LearnedReward):
-            _check_reward_model(self, self.reward)
+            _check_reward_model(self)
 
     @property
     def objective_parts(self) -> tuple[Estimator, Placement, Clip, Algorithm, KL, Correction]:
@@ -90,7 +90,7 @@ class RunSpec:
         )
 
 
-def _check_reward_model(spec: RunSpec, reward: LearnedReward) -> None:
+def _check_reward_model(spec: RunSpec) -> None:
     """BadInput for what a reward model does not go with."""
     if spec.parallel.is_sharded:
         raise BadInput("reward=reward_model needs parallel=single: it is trained, and asked, in one process")
@@ -99,8 +99,6 @@ def _check_reward_model(spec: RunSpec, reward: LearnedReward) -> None:
             f"rollout.top_p={spec.rollout.top_p} with reward=reward_model: how far a policy has left its data is "
             "told from the probabilities of whole distributions (rollout.top_p=1)"
         )
-    if reward.prompts > (there := len(spec.task.train_items())):
-        raise BadInput(f"reward.prompts={reward.prompts}: the task has {there} training prompts")
 
 
 ROOT_FIELDS = tuple(field.name for field in dataclasses.fields(Root))  # pyright: ignore[reportArgumentType]

@@ -248,7 +248,10 @@ def inert_keys(given: Iterable[str], runs: Sequence[tuple[RunSpec, Canonical]]) 
     """Of the keys that a user set, those of the objective's nodes that no run's identity depends on."""
     kept = {key for _, flat in runs for key in flat}
     nodes = {"kl", "adapter", "estimator", "placement", "clip", "correction", "sampling", "algorithm"}
-    asked = [k for k in sorted(set(given) - {"kl.coef"}) if "." in k and k.split(".")[0] in nodes and k not in kept]
+    needed = {"placement.level"} if any(flat.get("clip.level") == "sequence" for _, flat in runs) else set()
+    asked = [
+        k for k in sorted(set(given) - {"kl.coef"} - needed) if "." in k and k.split(".")[0] in nodes and k not in kept
+    ]
     return [key for key in asked if not _is_neutral(key, runs)]
 
 

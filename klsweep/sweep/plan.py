@@ -38,6 +38,7 @@ from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
 from klsweep.sweep.launch_local import Local
 from klsweep.sweep.status import Observed, observe
 from klsweep.tasks.base import shared_prompts
+from klsweep.tasks.reward import LearnedReward
 
 AXES = ("model", "adapter", "estimator", "placement", "clip", "correction", "sampling")
 AXES += ("algorithm", "task", "reward", "rollout")
@@ -267,6 +268,8 @@ def _planned(cell: Cell, spec: RunSpec, objective: Objective, given: frozenset[s
         raise BadInput(
             f"task={cell.choices['task']}: nothing to train on, it is there to be evaluated (its source is null)"
         )
+    if isinstance(spec.reward, LearnedReward):
+        spec.reward.check(len(spec.task.train_items()))
     model = {**cell.config["model"], "revision": spec.model.pinned_revision()}  # `main` may move before the run starts
     return PlannedRun(row, {**pinned(cell.config), "model": model}, spec, objective, flat)
 

@@ -6,6 +6,7 @@ from annotated_types import Gt, Len, Lt
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from klsweep.component import Seed, component
+from klsweep.errors import BadInput
 from klsweep.tasks.base import Grade, Item, Reward
 
 
@@ -54,6 +55,11 @@ class LearnedReward:
                 f"reward.held_out={self.held_out} of reward.prompts={self.prompts} leaves none to "
                 + ("train on" if self.held_out_prompts else "hold out")
             )
+
+    def check(self, pool: int) -> None:
+        """BadInput if the task has fewer training prompts than are asked for."""
+        if self.prompts > pool:
+            raise BadInput(f"reward.prompts={self.prompts}: the task has {pool} training prompts")
 
     @property
     def held_out_prompts(self) -> int:

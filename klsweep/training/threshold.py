@@ -65,8 +65,8 @@ class Threshold:
     def metrics(self, log_ratios: Tensor, rewards: Tensor, objective: Objective, betas: Betas) -> Metrics:
         """τ in use and the terms of the fixed-policy bound (`theory.bound`) on this batch; none if τ is constant.
 
-        `bound/sampling` (1 + 2βτ)α with the paper's α for this batch's n and K, `bound/clipping` β E|ℓ − ℓ^τ|. β is
-        that of the clipped halves together. The first is left out where a reward lies outside [0, 1].
+        `bound/sampling` (1 + 2βτ)α with the paper's α for this batch's n and K, `bound/clipping` β E|ℓ − ℓ^τ|, β
+        that of the clipped half. The first is left out where a reward lies outside [0, 1].
         """
         clip, tau = self._clip, self.tau
         if clip is None or tau is None:
@@ -82,10 +82,10 @@ class Threshold:
 
 
 def _clipped_beta(clip: Clip, objective: Objective, betas: Betas) -> float:
-    """β of the halves in which the log-ratio is clipped, added up."""
+    """β of the halves in which the log-ratio is clipped: the larger, for both halves together are one β·KL's gradient."""
     placement = objective.placement
     halves: tuple[tuple[Half, bool, float], ...] = (
         ("reward", placement.in_reward, betas.reward),
         ("loss", placement.in_loss, betas.loss),
     )
-    return sum(beta for half, is_there, beta in halves if is_there and clip.half in ("both", half))
+    return max((beta for half, is_there, beta in halves if is_there and clip.half in ("both", half)), default=0.0)

@@ -249,10 +249,8 @@ def inert_keys(given: Iterable[str], runs: Sequence[tuple[RunSpec, Canonical]]) 
     kept = {key for _, flat in runs for key in flat}
     nodes = {"kl", "adapter", "estimator", "placement", "clip", "correction", "sampling", "algorithm"}
     needed = {"placement.level"} if any(flat.get("clip.level") == "sequence" for _, flat in runs) else set()
-    asked = [
-        k for k in sorted(set(given) - {"kl.coef"} - needed) if "." in k and k.split(".")[0] in nodes and k not in kept
-    ]
-    return [key for key in asked if not _is_neutral(key, runs)]
+    asked = [k for k in sorted(set(given) - {"kl.coef"} - needed) if "." in k and k.split(".")[0] in nodes]
+    return [key for key in asked if key not in kept and not _is_neutral(key, runs)]
 
 
 def _is_neutral(key: str, runs: Sequence[tuple[RunSpec, Canonical]]) -> bool:

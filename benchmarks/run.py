@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import agreement, cluster, commands, engines, logprobs, overlap, safety, updates
+from benchmarks import agreement, cluster, commands, engines, gap, logprobs, overlap, safety, updates
 from benchmarks.frame import Part, Unavailable, replace_section, section
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -23,6 +23,7 @@ PARTS: dict[str, Part] = {
     "overlap": overlap.rows,
     "logprobs": logprobs.rows,
     "safety": safety.rows,
+    "gap": gap.rows,
     "slurm": cluster.rows,
 }
 

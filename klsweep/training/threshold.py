@@ -82,7 +82,7 @@ class Threshold:
 
 
 def _clipped_beta(clip: Clip, objective: Objective, betas: Betas) -> float:
-    """β of the halves in which the log-ratio is clipped: the larger, for both halves together are one β·KL's gradient."""
+    """β of the halves in which the log-ratio is clipped: the larger, since both together are the gradient of one KL."""
     placement = objective.placement
     halves: tuple[tuple[Half, bool, float], ...] = (
         ("reward", placement.in_reward, betas.reward),

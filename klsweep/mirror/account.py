@@ -81,7 +81,8 @@ def opened(sweep: SweepFolder, project: str | None, entity: str | None) -> Itera
     """
     import wandb
 
-    wandb.setup(wandb.Settings(silent=True, x_graphql_retry_max=RETRIES, x_graphql_retry_wait_min_seconds=1))
+    retries: dict[str, Any] = {"x_graphql_retry_max": RETRIES, "x_graphql_retry_wait_min_seconds": 1}
+    wandb.setup(wandb.Settings(mode="online", silent=True, **retries))  # online, whatever WANDB_MODE says for training
     settings, client = settings_of(sweep), wandb.setup().settings
     url = client.base_url
     with answers(url):

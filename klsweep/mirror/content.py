@@ -137,15 +137,29 @@ def missing_rows(content: Content, held: Held | None) -> list[Row]:
         if content.finished:
             raise Differs(f"it holds {held.lines} rows, and {len(content.rows)} are recorded")
         return []  # of an attempt that ended after its last checkpoint: the next one writes them again
-    if found := _departure(content.rows, held.summary):
+    if found := _departure(content.rows, held):
         raise Differs(found)
+    if is_unsettled(content, held):
+        raise Differs(f"it holds {held.lines} rows up to step {_step(held)}: some before that are missing")
     return content.rows[held.lines :]
 
 
-def _departure(rows: Sequence[Row], summary: Mapping[str, Any]) -> str | None:
+def is_unsettled(content: Content, held: Held) -> bool:
+    """True if the summary is further than as many rows can be: W&B has not counted them all yet, or lacks some."""
+    reached = content.rows[held.lines - 1]["update"] if 0 < held.lines <= len(content.rows) else -1
+    step = _step(held)
+    return step is not None and held.lines <= len(content.rows) and step > reached
+
+
+def _step(held: Held) -> int | None:
+    return held.summary.get("_step", held.summary.get(UPDATE))
+
+
+def _departure(rows: Sequence[Row], held: Held) -> str | None:
     """What a summary, which may lag behind the history, has otherwise than the row of its step."""
-    if (step := summary.get("_step", summary.get(UPDATE))) is None:
+    if (step := _step(held)) is None:
         return None
+    summary = held.summary
     row = next((row for row in rows if row["update"] == step), None)
     if row is None:
         return f"it is at step {step}, which is not recorded"

@@ -52,6 +52,7 @@ def print_outcomes(account: Account, outcomes: Sequence[Outcome]) -> None:
         out.print(Text(f"{outcome.run_id} ({outcome.state}): {outcome.detail}", style="red"))
     if len(lacking) > SHOWN:
         out.print(f"and {len(lacking) - SHOWN} more (--json has every run)")
-    if waiting := [outcome for outcome in outcomes if outcome.outcome != INCOMPLETE and outcome.detail]:
-        out.print(f"{len(waiting)} runs at work: {waiting[0].detail}" + (" (the first)" if len(waiting) > 1 else ""))
+    for outcome in outcomes:
+        if outcome.outcome != INCOMPLETE and outcome.detail:
+            out.print(f"{outcome.run_id} ({outcome.state}): {outcome.detail}")
     out.print(account.page)

@@ -9,13 +9,14 @@ from typing import Any
 
 from klsweep.errors import BadInput
 from klsweep.mirror.account import Account, Refused
-from klsweep.mirror.content import Content, Differs, Held, contents, is_whole
+from klsweep.mirror.content import Content, Differs, Held, contents, is_unsettled, is_whole
 from klsweep.mirror.send import send
 from klsweep.record.files import Row
 from klsweep.record.folder import SweepFolder
 from klsweep.tracking import wandb_id
 
 SENDERS = 4  # runs at once
+LAG_SECONDS = 20.0  # that W&B may need to count what a sync sent which was killed just before
 NOTHING = "nothing recorded"
 INCOMPLETE = "incomplete"  # W&B lacks something that is recorded
 OUTCOMES = ("sent", "unchanged", NOTHING, INCOMPLETE)
@@ -94,9 +95,10 @@ class Mirror:
             try:
                 content = read()
                 outcome = replace(outcome, rows=len(content.rows), detail=_note(content))
-                if is_whole(content, held.get(name)):
+                there = self._counted(content, held.get(name))
+                if is_whole(content, there):
                     return replace(outcome, outcome="unchanged")
-                rows = send(self.account, content, held.get(name))
+                rows = send(self.account, content, there)
                 sent[name] = content
                 return replace(outcome, outcome="sent", sent=rows)
             except Differs as error:
@@ -116,6 +118,14 @@ class Mirror:
         for name, lacking in self._uncounted(sent):
             done[name] = replace(done[name], outcome=INCOMPLETE, detail=lacking)
         return [done[name] for name in unread]
+
+    def _counted(self, content: Content, held: Held | None) -> Held | None:
+        """What W&B holds of a run, once its count of rows, which may lag, has come up with them."""
+        deadline = time.monotonic() + min(self.patience, LAG_SECONDS)
+        while held is not None and is_unsettled(content, held) and time.monotonic() < deadline:
+            time.sleep(1.0)
+            held = self.account.held([content.wandb_id]).get(content.wandb_id)
+        return held
 
     def _uncounted(self, sent: Mapping[str, Content]) -> Iterator[tuple[str, str]]:
         """Runs of which W&B, asked again, does not hold what it was sent, and what is wrong with them."""

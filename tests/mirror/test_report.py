@@ -125,12 +125,12 @@ def test_a_report_is_saved_and_the_next_call_updates_it(server, cli, tmp_path):
 
 
 def test_another_sweep_has_a_report_of_its_own(server, cli, tmp_path):
-    for name in ("mine", "mine.b"):
-        sweep = finished(tmp_path / name, seeds=1)
-        assert cli("sync", sweep.path).returncode == 0
-        assert cli("report", sweep.path).stdout.startswith("created ")
+    sweeps = [finished(tmp_path / name, seeds=1).path for name in ("mine", "mine.b")]
+    assert cli("sync", *sweeps).returncode == 0
+    for sweep in sweeps:
+        assert cli("report", sweep).stdout.startswith("created ")
     assert [view["displayName"] for view in server.views()] == ["klsweep mine", "klsweep mine.b"]
-    assert cli("report", tmp_path / "mine").stdout.startswith("updated ")
+    assert cli("report", sweeps[0]).stdout.startswith("updated ")
     assert len(server.views()) == 2
 
 

@@ -97,7 +97,8 @@ def _work(
     found["plugin_hash"] = plugins
     found["chat_template"] = spec.model.template_text()
     write_json(folder.environment, {**environment(), **found})
-    if subject is None and (stopped := prepare_reward_model(config, spec, folder.sweep.artifacts, should_stop)):
+    trains = subject is None and "smoke" not in config
+    if trains and (stopped := prepare_reward_model(config, spec, folder.sweep.artifacts, should_stop)):
         return stopped, None
     identity = canonical(spec.simplified(build_objective(*spec.objective_parts)))
     choices = {f"choice.{group}": choice for group, choice in config["choices"].items()}

@@ -14,6 +14,7 @@ from klsweep.record.files import read_rows, write_json
 from klsweep.record.folder import Attempt, Lost
 from klsweep.rollout.hf import HF
 from klsweep.tasks.longest import longest
+from klsweep.tasks.reward import LearnedReward
 from klsweep.tracking import Tracker
 from klsweep.training import memory
 from klsweep.training.checkpoint import newest_sound
@@ -108,13 +109,17 @@ def smoke(
 
 
 def at_most(spec: RunSpec) -> RunSpec:
-    """The run with its longest prompts alone: enough to train on, and to fill a batch of an evaluation."""
+    """The run with its longest prompts alone: enough to train on, and to fill a batch of an evaluation.
+
+    A reward model is left out: training sees the true reward.
+    """
     samples = spec.eval.samples_per_prompt
     batch = max(spec.eval.batch_size, spec.rollout.batch_size if isinstance(spec.rollout, HF) else 0)
     asked = -(-batch // samples)
     suites = {name: longest(suite, 0, asked) for name, suite in spec.eval.suites.items()}
     task = longest(spec.task, spec.train.prompts_per_update, asked)
-    return dataclasses.replace(spec, task=task, eval=dataclasses.replace(spec.eval, suites=suites))
+    reward = spec.reward.truth if isinstance(spec.reward, LearnedReward) else spec.reward
+    return dataclasses.replace(spec, task=task, reward=reward, eval=dataclasses.replace(spec.eval, suites=suites))
 
 
 def _eval_prompts(spec: RunSpec) -> int:

@@ -1,137 +1,188 @@
 """The comparison: a row per cell, means over seeds with intervals, and no run that is hidden by a mean."""
 
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from klsweep.analysis.load import RunResult, load
+from klsweep.analysis import provenance
+from klsweep.analysis.choose import chosen
+from klsweep.analysis.figures import ACCURACY, Figure, figure, suites_of
+from klsweep.analysis.load import Records, RunResult, load
+from klsweep.analysis.provenance import Kind, Provenance
 from klsweep.analysis.stats import Estimate, t_interval
+from klsweep.cells import describe
 from klsweep.record.files import Row
 from klsweep.record.folder import SweepFolder
 
-ACCURACY = "pass@1"
 COLLAPSE_SHARE = 0.5  # a run collapsed if its accuracy on the trained task is below this share of the base's
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base model's accuracies under one evaluation; None where a suite was not asked."""
+    """A base model's accuracies under one evaluation; None where a suite was not asked. `run` has evaluated it."""
 
     model: str
     suites: dict[str, float | None]
+    run: RunResult
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """One cell. `states` counts its planned runs; estimates are over the finished ones that have the figure.
-
-    `n_seeds` counts the runs with a final evaluation: those that the means are over.
-    """
+    """The runs of one cell whose results are comparable, and those of it that have none yet."""
 
     plan: Row
-    states: dict[str, int]
-    n_seeds: int
-    collapsed: int
-    base: Base | None
-    suites: dict[str, Estimate | None]
-    in_distribution: Estimate | None
-    out_of_distribution: Estimate | None
-    kl: Estimate | None
-    reward: Estimate | None
+    name: str  # in words
+    runs: list[RunResult]
+    provenance: Provenance  # of its results, without the kinds that are mixed; empty without a result
+
+    @cached_property
+    def states(self) -> dict[str, int]:
+        """Its planned runs by state."""
+        return dict(Counter(run.status["state"] for run in self.runs))
 
     @property
     def planned(self) -> int:
-        return sum(self.states.values())
+        """Planned seeds."""
+        return len({run.seed for run in self.runs})
+
+    @property
+    def n_seeds(self) -> int:
+        """Seeds with a final evaluation: those that the means of evaluations are over."""
+        return len({run.seed for run in self.runs if run.final_eval is not None})
+
+    @property
+    def collapsed(self) -> int:
+        """Seeds whose accuracy on the trained task fell below COLLAPSE_SHARE of the base's."""
+        return len({run.seed for run in self.runs if _collapsed(run)})
+
+    @property
+    def base(self) -> RunResult | None:
+        """A run that has evaluated the base."""
+        return next((run for run in self.runs if run.base is not None), None)
+
+    def by_seed(self, of: Figure) -> dict[int, float]:
+        """A figure of each seed that has it. Several results of one run, if they are mixed, count as their mean."""
+        found = defaultdict[int, list[float]](list)
+        for run in self.runs:
+            if (value := of.value(run)) is not None:
+                found[run.seed].append(value)
+        return {seed: math.fsum(values) / len(values) for seed, values in found.items()}
+
+    def estimate(self, of: Figure) -> Estimate | None:
+        """Mean over seeds with its t interval."""
+        return t_interval(list(self.by_seed(of).values()))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells of a sweep, the base they started from, and what a reader must know before trusting them."""
+    """All cells of some sweeps, the bases they started from, and what a reader must know before trusting them."""
 
-    sweep: str
+    records: Records
+    sweep: str  # paths as they were given
     suites: dict[str, str]  # name → "in", "out", or "mixed" if it depends on the cell
     states: dict[str, int]
     bases: list[Base]
     cells: list[CellResult]
+    mixed: frozenset[Kind] = frozenset()
     warnings: list[str] = field(default_factory=list)
 
+    @cached_property
+    def _logged(self) -> list[str]:
+        return self.records.metric_names
 
-def compare(sweep: SweepFolder) -> Comparison:
-    """Collect a sweep's records, finished or not."""
-    runs = load([sweep]).runs
-    cells: dict[str, list[RunResult]] = {}
-    for run in runs:
-        cells.setdefault(run.plan["cell_id"], []).append(run)
-    roles: dict[str, set[str]] = {}
+    def figure(self, name: str) -> Figure:
+        """A figure by name, see `figures.figure`."""
+        return figure(name, self.suites, self._logged)
+
+    @property
+    def n_cells(self) -> int:
+        """Planned cells; one whose results are kept apart is one all the same."""
+        return len({cell.plan["cell_id"] for cell in self.cells})
+
+
+def compare(
+    *sweeps: SweepFolder, records: Records | None = None, where: Sequence[str] = (), mix: Sequence[str] = ()
+) -> Comparison:
+    """Compare the runs of sweeps, finished or not. `records` if those have been read already.
+
+    `where` chooses runs (see `choose.conditions`). Results of one cell that differ in what `provenance` tells are rows
+    apart, unless `mix` names the kind of difference. BadInput for a choice that is not there.
+    """
+    mixed = provenance.checked(mix)
+    records = records or load(sweeps)
+    runs = chosen(records.runs, where)
+    found = provenance.provenances(runs)
+    suites = _suite_roles(runs)
+    cells = _cells(runs, found, mixed)
+    return Comparison(
+        records=records,
+        sweep=", ".join(dict.fromkeys(str(sweep.path) for sweep in sweeps)),
+        suites=suites,
+        states=dict(Counter(run.status["state"] for run in runs)),
+        bases=_bases(cells, suites),
+        cells=cells,
+        mixed=mixed,
+        warnings=[*provenance.warnings(found, mixed), *_warnings(runs, records.repeated)],
+    )
+
+
+def _cells(runs: Sequence[RunResult], found: Sequence[Provenance], mixed: Collection[Kind]) -> list[CellResult]:
+    """Cells in the order of their plan, one per kind of result.
+
+    A run without a result stands with those that were evaluated as it will be, else with the cell's first.
+    """
+    names = describe([run.plan for run in runs])
+    by_cell = defaultdict[str, list[tuple[RunResult, Provenance]]](list)
+    for run, own in zip(runs, found, strict=True):
+        by_cell[run.plan["cell_id"]].append((run, {kind: own[kind] for kind in own if kind not in mixed}))
+    cells = []
+    for cell_id, members in by_cell.items():
+        groups = list({repr(own): own for _, own in members if own}.values()) or [{}]
+        for group in groups:
+            own = [run for run, made in members if (made or _meant(run, groups)) == group]
+            cells.append(CellResult(members[0][0].plan, names[cell_id], own, group))
+    return cells
+
+
+def _meant(run: RunResult, groups: Sequence[Provenance]) -> Provenance:
+    """Where a run without a result belongs."""
+    asked = run.status.get("eval_id") or run.plan["eval_id"]
+    return next((group for group in groups if group.get("evaluation") == asked), groups[0])
+
+
+def _suite_roles(runs: Sequence[RunResult]) -> dict[str, str]:
+    """Suites and their role, the trained task's first."""
+    roles = defaultdict[str, set[str]](set)
     for run in runs:
         for name, role in run.plan["suites"].items():
-            roles.setdefault(name, set()).add(role)
-    suites = {name: found.pop() if len(found) == 1 else "mixed" for name, found in roles.items()}
-    results = [_cell(members, suites) for members in cells.values()]
-    bases = {repr(cell.base): cell.base for cell in results if cell.base is not None}
-    return Comparison(
-        sweep=str(sweep.path),
-        suites=dict(sorted(suites.items(), key=lambda item: ("in", "mixed", "out").index(item[1]))),
-        states=dict(Counter(run.status["state"] for run in runs)),
-        bases=list(bases.values()),
-        cells=results,
-        warnings=_warnings(runs),
-    )
+            roles[name].add(role)
+    single = {name: found.pop() if len(found) == 1 else "mixed" for name, found in roles.items()}
+    return dict(sorted(single.items(), key=lambda item: ("in", "mixed", "out").index(item[1])))
 
 
-def _cell(runs: Sequence[RunResult], suites: dict[str, str]) -> CellResult:
-    plan = runs[0].plan
-    roles = plan["suites"]
-    inside = [s for s in suites if roles.get(s) == "in"]
-    outside = [s for s in suites if roles.get(s) == "out"]
-    evaluated = next((run for run in runs if run.base is not None), None)
-    base = None
-    if evaluated is not None:
-        base = Base(plan["axes"]["model"], {s: evaluated.base_evaluation(s, ACCURACY) for s in suites})
-    return CellResult(
-        plan=plan,
-        states=dict(Counter(run.status["state"] for run in runs)),
-        n_seeds=sum(run.final_eval is not None for run in runs),
-        collapsed=sum(_collapsed(run, inside) for run in runs),
-        base=base,
-        suites={s: _over(runs, lambda run, s=s: run.evaluation(s, ACCURACY)) for s in suites},
-        in_distribution=_over(runs, lambda run: _suite_mean(run, inside, ACCURACY)),
-        out_of_distribution=_over(runs, lambda run: _suite_mean(run, outside, ACCURACY)),
-        kl=_over(runs, lambda run: _suite_mean(run, inside, "kl")),
-        reward=_over(runs, lambda run: run.training("reward/mean")),
-    )
+def _bases(cells: Sequence[CellResult], suites: Collection[str]) -> list[Base]:
+    found = {}
+    for cell in cells:
+        if (run := cell.base) is not None:
+            model, accuracies = run.plan["axes"]["model"], {s: run.base_evaluation(s, ACCURACY) for s in suites}
+            found.setdefault(repr((model, accuracies)), Base(model, accuracies, run))
+    return list(found.values())
 
 
-def _over(runs: Sequence[RunResult], figure: Callable[[RunResult], float | None]) -> Estimate | None:
-    return t_interval([value for run in runs if (value := figure(run)) is not None])
-
-
-def _suite_mean(run: RunResult, suites: Sequence[str], metric: str) -> float | None:
-    """Mean over suites within one run: the run stays the unit of the interval."""
-    values = [run.evaluation(suite, metric) for suite in suites]
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
-
-
-def _collapsed(run: RunResult, inside: Sequence[str]) -> bool:
-    pairs = [(run.evaluation(s, ACCURACY), run.base_evaluation(s, ACCURACY)) for s in inside]
+def _collapsed(run: RunResult) -> bool:
+    pairs = [(run.evaluation(s, ACCURACY), run.base_evaluation(s, ACCURACY)) for s in suites_of(run, "in")]
     return any(now is not None and base is not None and now < COLLAPSE_SHARE * base for now, base in pairs)
 
 
-def _warnings(runs: Sequence[RunResult]) -> list[str]:
-    """What would make two rows incomparable, or a figure less than it seems."""
-    checks = {
-        "evaluation settings": {str(run.status.get("eval_id")) for run in runs if run.finished},
-        "science-code hashes": {str(run.status.get("science_hash")) for run in runs if run.finished},
-        "plugin-code hashes": {str(run.status.get("plugin_hash")) for run in runs if run.finished},
-    }
-    warnings = [
-        f"finished runs have {len(found)} different {what} ({', '.join(sorted(found))}): rows may not be comparable"
-        for what, found in checks.items()
-        if len(found) > 1
-    ]
+def _warnings(runs: Sequence[RunResult], repeated: int) -> list[str]:
+    """What makes a figure less than it seems, besides what `provenance` tells."""
+    warnings = []
     if failing := [run for run in runs if run.verifier_errors]:
         total = sum(run.verifier_errors for run in failing)
         warnings.append(f"verifiers could not grade {total} responses in {len(failing)} runs; those count as wrong")
+    warnings += [f"{run.key.run_id} is as good as without result: {run.damage}" for run in runs if run.damage]
+    if repeated:
+        warnings.append(f"{repeated} runs are in several of these sweeps and count once")
     return warnings

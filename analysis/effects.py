@@ -5,7 +5,7 @@ of levels that no run has.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, product
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from scipy.special import stdtr, stdtrit
 from klsweep.analysis.paired import holm
 
 SMALL = 1e-8
+MOST_CONTRASTS = 40
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Effect(NamedTuple):
 class Effects:
     """Effects over `runs` runs. `missing`: pairs of levels that no run has, as (axis, level, axis, level).
 
-    `blocked`: seeds are a block, so what the runs of a seed have in common is no error.
+    `blocked`: seeds are a block, so what the runs of a seed have in common is no error. `skipped`: pairs of axes with
+    more than MOST_CONTRASTS interactions, which nobody would read.
     """
 
     main: list[Effect]
@@ -57,6 +59,7 @@ class Effects:
     missing: list[tuple[str, str, str, str]]
     runs: int
     blocked: bool
+    skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
 def effects(
@@ -83,16 +86,19 @@ def effects(
     found = []
     for axis, (reference, *others) in axes.items():
         found += [main.effect((axis,), (level,), (reference,)) for level in others]
-    pairs, missing = list[Effect](), list[tuple[str, str, str, str]]()
+    pairs, missing, skipped = list[Effect](), list[tuple[str, str, str, str]](), list[tuple[str, str]]()
     for first, second in combinations(axes, 2):
         there = {(o.levels[first], o.levels[second]) for o in observations}
+        if (len(axes[first]) - 1) * (len(axes[second]) - 1) > MOST_CONTRASTS:
+            skipped.append((first, second))
+            continue
         missing += [(first, a, second, b) for a, b in product(axes[first], axes[second]) if (a, b) not in there]
         fit = _Fit(_design(observations, axes, [(first, second)]), blocks, y, confidence, repeated)
         for a, b in product(axes[first][1:], axes[second][1:]):
             pairs.append(fit.effect((first, second), (a, b), (axes[first][0], axes[second][0])))
     adjusted = holm([effect.p for effect in (*found, *pairs)])
     all_effects = [e._replace(adjusted=p) for e, p in zip((*found, *pairs), adjusted, strict=True)]
-    return Effects(all_effects[: len(found)], all_effects[len(found) :], missing, len(y), blocks.shape[1] > 0)
+    return Effects(all_effects[: len(found)], all_effects[len(found) :], missing, len(y), blocks.shape[1] > 0, skipped)
 
 
 def _levels(observations: Sequence[Observation], references: Mapping[str, str]) -> dict[str, list[str]]:
@@ -148,6 +154,7 @@ class _Fit:
         self._basis, self._right, self._scale = u[:, kept], vt[kept], s[kept]  # [N, r], [r, P], [r]
         self._leverage = (self._basis**2).sum(1)
         self._y, self._residual = y, y - self._basis @ (self._basis.T @ y)
+        self._rounding = SMALL * float(np.abs(y).max())  # what is smaller is zero
         self._confidence, self._has_error = confidence, repeated
 
     def effect(self, axes: tuple[str, ...], levels: tuple[str, ...], references: tuple[str, ...]) -> Effect:
@@ -159,12 +166,14 @@ class _Fit:
             return Effect(axes, levels, references, None)
         weights = self._basis @ (inside / self._scale)  # [N]: the contrast is weights · y
         mean = float(weights @ self._y)
+        mean = 0.0 if abs(mean) < self._rounding else mean
         spread = self._spread(weights)
         if spread is None:
             return Effect(axes, levels, references, mean)
         error, freedom = spread
+        error = 0.0 if error < self._rounding else error
         half = float(stdtrit(freedom, 0.5 + self._confidence / 2)) * error
-        p = float(2 * stdtr(freedom, -abs(mean) / error)) if error > 0 else float(abs(mean) < SMALL)
+        p = float(2 * stdtr(freedom, -abs(mean) / error)) if error > 0 else float(mean == 0)
         return Effect(axes, levels, references, mean, mean - half, mean + half, freedom, p)
 
     def _spread(self, weights: np.ndarray) -> tuple[float, float] | None:

@@ -1,135 +1,171 @@
-"""A comparison as a terminal table, Markdown or JSON: three renderings of one list of columns and cells."""
+"""A table in every format: terminal, Markdown, LaTeX, CSV, JSON, HTML; and a comparison's cells as JSON."""
 
+import csv
+import io
+import json
 import math
+from collections.abc import Callable, Mapping
+from html import escape
 from typing import Any
 
-from klsweep.analysis.compare import COLLAPSE_SHARE, CellResult, Comparison
-from klsweep.analysis.load import LAST_UPDATES
+from klsweep.analysis.compare import ACCURACY, CellResult, Comparison
+from klsweep.analysis.latex import latex
 from klsweep.analysis.stats import Estimate
-from klsweep.cells import varying
+from klsweep.analysis.table import SIGNS, Entry, Table
 from klsweep.terminal import console, markdown_grid, print_grid
 
-SHORT = {"clip.tau": "τ", "sampling.async_level": "lag", "placement.credit": "credit", "algorithm.aggregation": "agg."}
 
-Words = list[str]
+def text_grid(table: Table) -> tuple[list[str], list[list[str]]]:
+    """Header and rows as plain text, marks as signs behind their entry."""
+    header = [f"{column.group} {column.title}".strip() for column in table.columns]
+    return header, [[entry.text + SIGNS[entry.mark] for entry in line.entries] for line in table.rows]
 
 
-def to_json(comparison: Comparison) -> list[dict[str, Any]]:
-    """A list of cells; inert values are null, and so are intervals below two runs."""
-    return [
-        {
-            "cell_id": cell.plan["cell_id"],
-            **cell.plan["axes"],
-            "kl_coef": cell.plan["kl_coef"],
-            "n_seeds": cell.n_seeds,
-            "states": cell.states,
-            "collapsed": cell.collapsed,
-            "suites": {
-                name: {"role": cell.plan["suites"].get(name), **_numbers(estimate)}
-                for name, estimate in cell.suites.items()
-            },
-            "in_distribution": _numbers(cell.in_distribution),
-            "out_of_distribution": _numbers(cell.out_of_distribution),
-            "kl": _numbers(cell.kl),
-            "reward": _numbers(cell.reward),
-            "base": cell.base.suites if cell.base else None,
-            "fields": cell.plan["fields"],
-        }
-        for cell in comparison.cells
+def print_table(table: Table) -> None:
+    """The table on a terminal, coverage first."""
+    out = console()
+    for line in table.coverage:
+        out.print(line, style="bold")
+    print_grid(*text_grid(table))
+    for note in remarks(table):
+        out.print(note)
+
+
+def markdown(table: Table) -> str:
+    """A Markdown table between its coverage and its notes."""
+    head = "  \n".join(table.coverage)
+    header, rows = text_grid(table)
+    plain = [[text.replace("|", "\\|") for text in row] for row in (header, *rows)]
+    return "\n".join([head, "", markdown_grid(plain[0], plain[1:]), "", *(f"{note}  " for note in remarks(table))])
+
+
+def remarks(table: Table) -> list[str]:
+    """Notes and warnings."""
+    return [*table.notes, *(f"warning: {text}" for text in table.warnings)]
+
+
+def as_csv(table: Table) -> str:
+    """A column per number: `out.mean`, `out.ci_low`, …; empty without one. Coverage and warnings: lines with #."""
+    parts = [_parts([line.entries[i] for line in table.rows]) for i in range(len(table.columns))]
+    header = [
+        f"{column.group + ' ' if column.group else ''}{column.name}{'.' + part if part != 'value' else ''}"
+        for column, names in zip(table.columns, parts, strict=True)
+        for part in names
     ]
+    stream = io.StringIO()
+    stream.writelines(f"# {line}\n" for line in (*table.coverage, *(f"warning: {text}" for text in table.warnings)))
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    for line in table.rows:
+        found = zip(line.entries, parts, strict=True)
+        writer.writerow([_cell(entry, part) for entry, names in found for part in names])
+    return stream.getvalue()
+
+
+def _parts(entries: list[Entry]) -> list[str]:
+    """The numbers that a column has, and `mark` if something is marked; its text if there are none."""
+    fullest = sorted(entries, key=lambda entry: -len(entry.values))
+    names = list(dict.fromkeys(name for entry in fullest for name in entry.values)) or ["value"]
+    return [*names, *(["mark"] if any(entry.mark for entry in entries) else [])]
+
+
+def _cell(entry: Entry, part: str) -> Any:
+    if part == "mark":
+        return entry.mark
+    if part == "value" and "value" not in entry.values:
+        return entry.text
+    value = entry.values.get(part)
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def as_json(table: Table) -> str:
+    """The whole table: coverage, columns, rows with the numbers behind each entry and the runs they come from."""
+    content = {
+        "coverage": table.coverage,
+        "columns": [vars(column) for column in table.columns],
+        "rows": [
+            {
+                "entries": [{"text": e.text, "mark": e.mark, **_finite(e.values)} for e in line.entries],
+                "cells": line.cells,
+                "runs": [key._asdict() for key in line.runs],
+            }
+            for line in table.rows
+        ],
+        "notes": table.notes,
+        "warnings": table.warnings,
+    }
+    return json.dumps(content, indent=1)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no number that is not finite: null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(found) for key, found in value.items()}
+    if isinstance(value, list):
+        return [_finite(found) for found in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def html(table: Table) -> str:
+    """A fragment without style: classes `label`, `best` and `tied`, numbers to sort by in `data-value`."""
+    head = "".join(f"<th>{escape(f'{c.group} {c.title}'.strip())}</th>" for c in table.columns)
+    rows = "\n".join(
+        f'<tr data-cells="{escape(" ".join(line.cells))}">{"".join(map(_html_cell, line.entries))}</tr>'
+        for line in table.rows
+    )
+    notes = "\n".join(f'<p class="note">{escape(text)}</p>' for text in table.notes)
+    warnings = "\n".join(f'<p class="warning">{escape(text)}</p>' for text in table.warnings)
+    coverage = "\n".join(f'<p class="coverage">{escape(text)}</p>' for text in table.coverage)
+    body = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
+    return "\n".join(['<section class="klsweep-table">', coverage, warnings, body, notes, "</section>"])
+
+
+def _html_cell(entry: Entry) -> str:
+    names = [*(["label"] if "value" in entry.values else []), *([entry.mark] if entry.mark else [])]
+    numbers = [entry.values[name] for name in ("mean", "value", "k") if isinstance(entry.values.get(name), int | float)]
+    kind = f' class="{" ".join(names)}"' if names else ""
+    value = f' data-value="{numbers[0]!r}"' if numbers else ""
+    return f"<td{kind}{value}>{escape(entry.text)}{SIGNS[entry.mark]}</td>"
+
+
+TEXTS: dict[str, Callable[[Table], str]] = {
+    "markdown": markdown,
+    "latex": latex,
+    "csv": as_csv,
+    "json": as_json,
+    "html": html,
+}
+
+
+def cells_json(comparison: Comparison) -> list[dict[str, Any]]:
+    """A list of cells; inert values are null, and so are intervals below two runs."""
+    return [_cell_json(comparison, cell) for cell in comparison.cells]
+
+
+def _cell_json(comparison: Comparison, cell: CellResult) -> dict[str, Any]:
+    named = {"in_distribution": "in", "out_of_distribution": "out", "kl": "kl", "reward": "reward"}
+    base = cell.base
+    return {
+        "cell_id": cell.plan["cell_id"],
+        **cell.plan["axes"],
+        "kl_coef": cell.plan["kl_coef"],
+        "n_seeds": cell.n_seeds,
+        "planned": cell.planned,
+        "states": cell.states,
+        "collapsed": cell.collapsed,
+        "provenance": cell.provenance,
+        "suites": {
+            name: {"role": cell.plan["suites"].get(name), **_numbers(cell.estimate(comparison.figure(name)))}
+            for name in comparison.suites
+        },
+        **{key: _numbers(cell.estimate(comparison.figure(name))) for key, name in named.items()},
+        "base": base and {suite: base.base_evaluation(suite, ACCURACY) for suite in comparison.suites},
+        "fields": cell.plan["fields"],
+        "runs": [{**run.key._asdict(), "seed": run.seed, "state": run.status["state"]} for run in cell.runs],
+    }
 
 
 def _numbers(estimate: Estimate | None) -> dict[str, Any]:
     if estimate is None:
         return {"n": 0, "mean": None, "ci_low": None, "ci_high": None}
     return estimate._asdict()
-
-
-def to_markdown(comparison: Comparison) -> str:
-    """A Markdown table with its coverage line and notes."""
-    lines = [coverage(comparison), "", markdown_grid(*_grid(comparison)), ""]
-    return "\n".join([*lines, *(f"{note}  " for note in notes(comparison))])
-
-
-def print_table(comparison: Comparison) -> None:
-    """The table on a terminal, coverage first."""
-    out = console()
-    out.print(coverage(comparison), style="bold")
-    print_grid(*_grid(comparison))
-    for note in notes(comparison):
-        out.print(note)
-
-
-def coverage(comparison: Comparison) -> str:
-    """Planned runs by state."""
-    states = ", ".join(f"{count} {state}" for state, count in comparison.states.items())
-    return f"{comparison.sweep}: {len(comparison.cells)} cells, {sum(comparison.states.values())} runs: {states}"
-
-
-def notes(comparison: Comparison) -> Words:
-    """What the figures and marks mean, and warnings."""
-    lines = [
-        "Accuracy: sampled pass@1, mean over runs (seeds) ± half of its 95 % t interval; (in): the trained task. "
-        "KL: KL(π‖π_ref) in nats per response, on fresh samples for the trained task. "
-        f"reward: of the last {LAST_UPDATES} training batches."
-    ]
-    if any(cell.collapsed for cell in comparison.cells):
-        lines.append(
-            f"collapsed k/n: accuracy on the trained task below {COLLAPSE_SHARE:g} of the base's in k of n runs."
-        )
-    if any(text.endswith("*") for row in _grid(comparison)[1] for text in row):
-        lines.append("* mean over fewer runs than planned (see runs).")
-    return [*lines, *(f"warning: {text}" for text in comparison.warnings)]
-
-
-def _grid(comparison: Comparison) -> tuple[Words, list[Words]]:
-    """Header and rows as text: only axes and fields that differ, then figures."""
-    axes, fields = varying([cell.plan for cell in comparison.cells])
-    betas = any(cell.plan["kl_coef"] is not None for cell in comparison.cells)
-    lead = [*axes, *(["β"] if betas else []), *(SHORT.get(name, name) for name in fields)]
-    roles = comparison.suites
-    mixed = "mixed" in roles.values()  # several trained tasks: a suite is in distribution for some cells only
-    header = [*lead, "runs", *(["in mean"] if mixed else [])]
-    header += [f"{name} (in)" if role == "in" else name for name, role in roles.items()]
-    header += ["out mean", "KL", "reward", "outcome"]
-    rows = []
-    for base in comparison.bases:
-        known = [value for name, role in roles.items() if role == "out" and (value := base.suites[name]) is not None]
-        out_mean = _plain(math.fsum(known) / len(known) if known and not mixed else None)
-        accuracies = [_plain(base.suites[name]) for name in roles]
-        name = f"base {base.model}"
-        rows.append([name, *[""] * (len(lead) + mixed), *accuracies, out_mean, "0", "", ""])
-    for cell in comparison.cells:
-        labels = [*(cell.plan["axes"].get(axis) for axis in axes), *([cell.plan["kl_coef"]] if betas else [])]
-        labels += [cell.plan["fields"].get(name) for name in fields]
-        figures = [*([cell.in_distribution] if mixed else []), *(cell.suites.get(name) for name in roles)]
-        figures += [cell.out_of_distribution, cell.kl, cell.reward]
-        texts = [*map(_label, labels), f"{cell.n_seeds}/{cell.planned}", *(_figure(f, cell) for f in figures)]
-        rows.append([*texts, _outcome(cell)])
-    return header, rows
-
-
-def _label(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _plain(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _figure(estimate: Estimate | None, cell: CellResult) -> str:
-    if estimate is None:
-        return "–"
-    mark = "" if estimate.n == cell.planned else "*"
-    if estimate.ci_high is None:
-        return f"{estimate.mean:.3f}{mark}"
-    return f"{estimate.mean:.3f} ±{estimate.ci_high - estimate.mean:.3f}{mark}"
-
-
-def _outcome(cell: CellResult) -> str:
-    parts = [f"{n} {state}" for state, n in cell.states.items() if state != "done"]
-    if cell.collapsed:
-        parts.append(f"collapsed {cell.collapsed}/{cell.n_seeds}")
-    return ", ".join(parts) or "done"

@@ -10,12 +10,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import agreement, cluster, commands, engines, gap, logprobs, overlap, safety, updates
+from benchmarks import agreement, cluster, commands, engines, gap, logprobs, overlap, records, safety, updates
 from benchmarks.frame import Part, Unavailable, replace_section, section
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 PARTS: dict[str, Part] = {
     "commands": commands.rows,
+    "records": records.rows,
     "updates": updates.small,
     "updates-10m": updates.larger,
     "engines": engines.rows,

@@ -10,7 +10,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.table import Table
 
-FIGURE = re.compile(r"[-−]?\d|[–]|$")
+FIGURE = re.compile(r"[-−+]?\d|[–]|$")
 PIPE_WIDTH = 200  # a pipe has no width of its own: never fold a line for it
 PATIENCE_SECONDS = 1.0  # what is done sooner needs no progress bar
 

@@ -17,13 +17,18 @@ from klsweep.record.folder import SweepFolder
 from klsweep.terminal import print_grid, progress
 
 if TYPE_CHECKING:
+    from klsweep.analysis.build import Layout
+    from klsweep.analysis.compare import Comparison
+    from klsweep.analysis.load import Records
     from klsweep.analysis.query import Answer
+    from klsweep.analysis.table import Table
 
 SHOWN_ROWS = 200
 
 
 def declare(commands: Commands) -> None:
     """Add the commands of this file."""
+    _declare_compare(commands)
     text = "SQL over the records of sweeps: tables runs, metrics, items, joined by (sweep, run_id)"
     query = commands.add("query", _query, text)
     query.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help="sweep folders, also read-only ones")
@@ -34,6 +39,42 @@ def declare(commands: Commands) -> None:
     form.add_argument("--json", action="store_true", help="print a list of objects")
     form.add_argument("--csv", action="store_true", help="print CSV")
     add_cache(query)
+
+
+def _declare_compare(commands: Commands) -> None:
+    text = "comparison table: a row per cell, means over seeds with 95 %% t intervals, differences from a baseline"
+    compare = commands.add("compare", _compare, text)
+    compare.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help="sweep folders, also read-only ones")
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": [], "metavar": "KEY=VALUE"}
+    text = "only runs of which this holds: estimator=k1,k3 'kl.coef>=0.1' seed!=2"
+    compare.add_argument("--where", help=text, **several)
+    text = "the cell that others are held against, by its labels: placement=none; or base, the model before training"
+    compare.add_argument("--baseline", help=text, **several)
+    text = "axes and fields that make a row, separated by commas (default: all in which cells differ)"
+    compare.add_argument("--rows", type=_words, default=[], metavar="KEY,…", help=text)
+    text = (
+        "columns: paper, overview, runs, suites, in, out, kl, entropy, reward, divergence, collapse, trouble, outcome, "
+    )
+    text += "iqm/out, a suite, any logged figure; or axes, for a column per level"
+    compare.add_argument("--columns", type=_words, default=[], metavar="NAME,…", help=text)
+    text = "figures that are held against the baseline (default: in, out, kl) or fill a column per level (default: out)"
+    compare.add_argument("--metric", type=_words, default=[], metavar="NAME,…", help=text)
+    text = "with --baseline: how many more seeds would find a difference of that size"
+    compare.add_argument("--detect", type=float, metavar="D", help=text)
+    text = "instead: what each axis does, and each two together, on the figures of --metric (default: in, out)"
+    compare.add_argument("--effects", action="store_true", help=text)
+    text = "take results together though they differ in evaluation, science, plugins, prompts, origin (or all)"
+    compare.add_argument("--mix", type=_words, default=[], metavar="KIND,…", help=text)
+    form = compare.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print the cells as a list of objects")
+    form.add_argument("--markdown", action="store_true", help="the same as --format markdown")
+    text = "print the table so; json: with coverage, notes, and the numbers and runs behind each entry"
+    form.add_argument("--format", choices=["terminal", "markdown", "latex", "csv", "json", "html"], help=text)
+    add_cache(compare)
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +101,54 @@ def cache_for(sweeps: Sequence[SweepFolder], asked: Path | None) -> Path | None:
         print(f"klsweep: nothing is cached ({error}); --cache DIR names another place", file=sys.stderr)
         return None
     return folder
+
+
+def records_of(sweeps: Sequence[SweepFolder], cache: Path | None = None) -> "Records":
+    """What these sweeps hold, by way of the cache."""
+    from klsweep.analysis.load import load
+
+    with progress("reading records") as on_step:
+        return load(sweeps, cache_for(sweeps, cache), on_step)
+
+
+def print_comparison(sweeps: Sequence[SweepFolder]) -> None:
+    """The overview of sweeps on the terminal."""
+    from klsweep.analysis.build import Layout, build
+    from klsweep.analysis.compare import compare
+    from klsweep.analysis.tables import print_table
+
+    print_table(build(compare(*sweeps, records=records_of(sweeps)), Layout()))
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from klsweep.analysis.build import Layout, build
+    from klsweep.analysis.compare import compare
+    from klsweep.analysis.tables import TEXTS, cells_json, print_table
+
+    sweeps = [existing_sweep(path) for path in options.sweeps]
+    records = records_of(sweeps, options.cache)
+    comparison = compare(*sweeps, records=records, where=options.where, mix=options.mix)
+    if options.json:
+        print(json.dumps(cells_json(comparison), indent=1))
+        return OK
+    layout = Layout(options.rows, options.columns, options.metric, options.baseline, options.detect)
+    table = _effects(comparison, layout) if options.effects else build(comparison, layout)
+    form = "markdown" if options.markdown else options.format
+    if form in TEXTS:
+        print(TEXTS[form](table))
+    else:
+        print_table(table)
+    return OK
+
+
+def _effects(comparison: "Comparison", layout: "Layout") -> "Table":
+    from klsweep.analysis.choose import conditions
+    from klsweep.analysis.effect_table import effect_table
+
+    if layout.rows or layout.columns or layout.detect is not None:
+        raise BadInput("--effects: goes with --metric, --baseline and --where; its rows and columns are given")
+    runs = [run for cell in comparison.cells for run in cell.runs]
+    return effect_table(comparison, layout.metrics, conditions(layout.baseline, runs))
 
 
 def _query(options: argparse.Namespace) -> int:

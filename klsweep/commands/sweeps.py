@@ -1,4 +1,4 @@
-"""Commands on a sweep folder: status, compare, retry, cancel, clean."""
+"""Commands on a sweep folder: status, retry, cancel, clean."""
 
 import argparse
 import contextlib
@@ -20,10 +20,6 @@ def declare(commands: Commands) -> None:
     form.add_argument("--json", action="store_true", help="print JSON: counts by state, and a row per run")
     form.add_argument("--watch", action="store_true", help="show it live until nothing works on the runs any more")
     form.add_argument("--html", type=Path, metavar="FILE", help="write it as a page")
-    text = "comparison table: a row per cell, mean over seeds, 95 %% t interval"
-    form = commands.on_sweep("compare", _compare, text).add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON")
-    form.add_argument("--markdown", action="store_true", help="print a Markdown table")
     text = "launch again what failed, timed out or was preempted and is not in the queue"
     retry = commands.on_sweep("retry", _retry, text, trains=True)
     retry.add_argument("--only", metavar="CAUSE", help="a state (cancelled comes back so), or a part of the cause")
@@ -38,6 +34,7 @@ def declare(commands: Commands) -> None:
 
 def conclude(sweep: SweepFolder, outcome: "int | Submission", run_ids: list[str], wait: bool) -> int:
     """After a launch: the table of what was run here, or what was submitted (and, with `wait`, what becomes of it)."""
+    from klsweep.commands.analysis import print_comparison
     from klsweep.sweep.run import follow
     from klsweep.sweep.show import print_status, print_submission
     from klsweep.sweep.status import sweep_status
@@ -49,7 +46,7 @@ def conclude(sweep: SweepFolder, outcome: "int | Submission", run_ids: list[str]
         outcome = follow(sweep, run_ids)
         if outcome:
             print_status(sweep_status(sweep))
-    _print_comparison(sweep)
+    print_comparison([sweep])
     print(f"run folders: {sweep.path / 'runs'}")
     return FAILED if outcome else OK
 
@@ -70,27 +67,6 @@ def _status(options: argparse.Namespace) -> int:
     else:
         print_status(sweep_status(sweep))
     return OK
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from klsweep.analysis.compare import compare
-    from klsweep.analysis.tables import to_json, to_markdown
-
-    sweep = existing_sweep(options.sweep)
-    if options.json:
-        print(json.dumps(to_json(compare(sweep)), indent=1))
-    elif options.markdown:
-        print(to_markdown(compare(sweep)))
-    else:
-        _print_comparison(sweep)
-    return OK
-
-
-def _print_comparison(sweep: SweepFolder) -> None:
-    from klsweep.analysis.compare import compare
-    from klsweep.analysis.tables import print_table
-
-    print_table(compare(sweep))
 
 
 def _retry(options: argparse.Namespace) -> int:

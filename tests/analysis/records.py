@@ -1,6 +1,6 @@
 """Records written by hand, as training writes them."""
 
-from klsweep.record.files import append_rows
+from klsweep.record.files import append_rows, read_rows
 from klsweep.record.folder import RunFolder, SweepFolder
 
 
@@ -60,3 +60,12 @@ def write_items(
         for i, c in enumerate(correct)
     ]
     append_rows(folder.evaluations / f"{suite}.jsonl", rows)
+
+
+def write_series(folder: RunFolder, figures: dict[str, list[float]]) -> None:
+    """Learning curves in place of a run's updates; its last row, with the evaluation, comes after them."""
+    base, *_, last = read_rows(folder.metrics)
+    curves = [dict(zip(figures, values, strict=True)) for values in zip(*figures.values(), strict=True)]
+    rows = [{"update": update, **row} for update, row in enumerate(curves, 1)]
+    folder.metrics.unlink()
+    append_rows(folder.metrics, [base, *rows, {**last, "update": len(rows) + 1}])

@@ -1,0 +1,30 @@
+"""What was planned and what became of it: the head of every output."""
+
+from collections.abc import Sequence
+from itertools import islice
+
+from klsweep.analysis.compare import CellResult, Comparison
+
+NAMED = 6  # cells that are named; of more, how many
+
+
+def coverage_lines(comparison: Comparison) -> list[str]:
+    """Planned runs by state; then, unless all have a result, cells with fewer results than planned and with none."""
+    states = ", ".join(f"{count} {state}" for state, count in comparison.states.items()) or "nothing is planned"
+    left_out = len(comparison.records.runs) - sum(comparison.states.values())
+    head = f"{comparison.sweep}: {comparison.n_cells} cells, {sum(comparison.states.values())} runs: {states}"
+    lines = [head + (f" ({left_out} runs left out by --where)" if left_out else "")]
+    missing = [cell for cell in comparison.cells if not cell.n_seeds]
+    partial = [cell for cell in comparison.cells if 0 < cell.n_seeds < cell.planned]
+    if missing or partial:
+        whole = len(comparison.cells) - len(missing) - len(partial)
+        parts = [f"{whole} have all their results"]
+        parts += [f"{len(partial)} have fewer than planned ({_named(partial)})"] if partial else []
+        parts += [f"{len(missing)} have none ({_named(missing)})"] if missing else []
+        lines.append(f"of {len(comparison.cells)} cells {'; '.join(parts)}")
+    return lines
+
+
+def _named(cells: Sequence[CellResult]) -> str:
+    names = [cell.name for cell in islice(cells, NAMED)]
+    return ", ".join(names) + (f", and {len(cells) - NAMED} more" if len(cells) > NAMED else "")

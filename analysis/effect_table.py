@@ -1,0 +1,124 @@
+"""The effects of a grid's axes as a table: a row per contrast, a column per figure."""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+
+from klsweep.analysis.build import SHORT
+from klsweep.analysis.choose import BETA, Condition, cell_label, text_of
+from klsweep.analysis.compare import CellResult, Comparison
+from klsweep.analysis.coverage import coverage_lines
+from klsweep.analysis.effects import MOST_CONTRASTS, Effect, Effects, Observation, effects
+from klsweep.analysis.table import ABSENT, Column, Entry, Line, Table, label_entry, p_text
+from klsweep.cells import varying
+
+NAMED = 12  # missing combinations that are named
+
+
+def effect_table(comparison: Comparison, metrics: Sequence[str] = (), baseline: Sequence[Condition] = ()) -> Table:
+    """Main effects and two-way interactions on figures (by default those in and out of distribution).
+
+    `baseline` names the levels that others are held against. Cells in which an axis is inert have no place among its
+    levels and are left out, as are results that are kept apart from most.
+    """
+    cells, levels = _factors(comparison)
+    references = {c.key: _level(levels, c) for c in baseline if c.operator == "="}
+    figures = [comparison.figure(name) for name in metrics or ("in", "out")]
+    found = [
+        effects(
+            [
+                Observation(levels[i], seed, value)
+                for i, cell in enumerate(cells)
+                for seed, value in cell.by_seed(of).items()
+            ],
+            {key: level for key, level in references.items() if level is not None},
+        )
+        for of in figures
+    ]
+    names = list(dict.fromkeys(effect[:3] for one in found for effect in (*one.main, *one.interactions)))
+    by_name = [{effect[:3]: effect for effect in (*one.main, *one.interactions)} for one in found]
+    runs = [run.key for cell in cells for run in cell.runs if run.finished]
+    rows = [
+        Line(
+            [
+                *(label_entry(_joined(part), list(part)) for part in name),
+                *(_entry(effects_of.get(name)) for effects_of in by_name),
+            ],
+            [cell.plan["cell_id"] for cell in cells],
+            runs,
+        )
+        for name in names
+    ]
+    columns = [Column("axis", "axis"), Column("level", "level"), Column("reference", "rather than")]
+    columns += [Column(of.name, of.title) for of in figures]
+    left_out = len(comparison.cells) - len(cells)
+    return Table(coverage_lines(comparison), columns, rows, _notes(found, left_out), comparison.warnings)
+
+
+def _factors(comparison: Comparison) -> tuple[list[CellResult], list[dict[str, str]]]:
+    """The cells that take part, and the level of each on every factor."""
+    plans = [cell.plan for cell in comparison.cells]
+    axes, fields = varying(plans)
+    axes = [axis for axis in axes if len({plan["axes"].get(axis) for plan in plans} - {None}) > 1]
+    apart = [field for field in fields if field.split(".")[0] not in axes]
+    own = [*axes, *([BETA] if len({plan["kl_coef"] for plan in plans} - {None}) > 1 else []), *apart]
+    common = Counter(repr(cell.provenance) for cell in comparison.cells if cell.provenance).most_common(1)
+    cells, levels = [], []
+    for cell in comparison.cells:
+        labels = {key: cell_label(cell.plan, key) for key in own}
+        if None in labels.values() or not common or repr(cell.provenance) != common[0][0]:
+            continue
+        cells.append(cell)
+        levels.append({key: _with_fields(text_of(value), key, fields, cell) for key, value in labels.items()})
+    return cells, levels
+
+
+def _with_fields(text: str, axis: str, fields: Sequence[str], cell: CellResult) -> str:
+    """A level with the fields of its choice that differ: `fixed τ=1`."""
+    found = [(name, cell_label(cell.plan, name)) for name in fields if name.split(".")[0] == axis and name != axis]
+    return " ".join(
+        [text, *(f"{SHORT.get(name, name)}={text_of(value)}" for name, value in found if value is not None)]
+    )
+
+
+def _level(levels: Sequence[dict[str, str]], condition: Condition) -> str | None:
+    """The first level that a condition names."""
+    found = [level[condition.key] for level in levels if condition.key in level]
+    return next((text for text in found if text.split(" ")[0] in condition.values), None)
+
+
+def _joined(part: Sequence[str]) -> str:
+    return " × ".join(SHORT.get(name, name) for name in part)
+
+
+def _entry(effect: Effect | None) -> Entry:
+    if effect is None or effect.mean is None:
+        return ABSENT
+    values = {name: getattr(effect, name) for name in ("mean", "ci_low", "ci_high", "freedom", "p")}
+    text = f"{effect.mean:+.3f}"
+    if effect.ci_high is not None and effect.adjusted is not None:
+        text += f" ±{effect.ci_high - effect.mean:.3f}, {p_text(effect.adjusted)}"
+    return Entry(text, {**values, "p_holm": effect.adjusted})
+
+
+def _notes(found: Sequence[Effects], left_out: int) -> list[str]:
+    lines = [
+        "Least squares on run-level values. Main effects: one level rather than another, all else equal, in a model "
+        "without interactions. Interactions (×): how much more the one does at the other level than at its reference. "
+        "± half of the 95 % t interval (HC2, Bell–McCaffrey); p two-sided, adjusted by Holm over the column.",
+    ]
+    if found and found[0].blocked:
+        lines.append("Seeds are blocks: what the runs of one seed have in common is no error.")
+    missing = list(dict.fromkeys(pair for one in found for pair in one.missing))
+    if missing:
+        named = [f"{a}={b} with {c}={d}" for a, b, c, d in islice(missing, NAMED)]
+        more = f", and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        lines.append(f"No run has {'; '.join(named)}{more}. An effect that these leave undetermined is –.")
+    if found and found[0].skipped:
+        pairs = ", ".join(_joined(pair) for pair in found[0].skipped)
+        lines.append(f"More than {MOST_CONTRASTS} interactions each, and left out: {pairs}.")
+    if left_out:
+        lines.append(f"{left_out} cells are left out: they have no result, one kept apart, or an axis that is inert.")
+    if found and not (found[0].main or found[0].interactions):
+        lines.append("There are no two levels of any axis to hold against each other.")
+    return lines

@@ -1,0 +1,204 @@
+"""What fills a column: from the groups of its rows to their entries. A row without such cells has None for a group."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from klsweep.analysis.compare import Comparison
+from klsweep.analysis.figures import ACCURACY, Figure, suites_of
+from klsweep.analysis.groups import Group
+from klsweep.analysis.paired import Difference, SeedsNeeded, best_of, holm, seeds_needed
+from klsweep.analysis.stability import collapse, spikes
+from klsweep.analysis.stats import bootstrap, wilson_interval
+from klsweep.analysis.table import (
+    ABSENT,
+    BLANK,
+    Entry,
+    Mark,
+    estimate_entry,
+    p_text,
+    rate_entry,
+    resampled_entry,
+)
+
+ALPHA = 0.05
+LEARNED = "reward/correct"  # whose collapse during a run is looked for; it lies in [0, 1]
+STRAINED = "grad_norm"  # whose spikes are
+
+Groups = Sequence[Group | None]
+Fill = Callable[[Groups], list[Entry]]
+
+
+class Reference(Protocol):
+    """What rows are held against."""
+
+    def is_baseline(self, group: Group) -> bool: ...
+
+    def difference(self, group: Group, of: Figure) -> Difference | None: ...
+
+
+def each(entry: Callable[[Group], Entry]) -> Fill:
+    """A column whose entries do not depend on each other."""
+    return lambda groups: [BLANK if group is None else entry(group) for group in groups]
+
+
+def runs_entry(group: Group) -> Entry:
+    """`2/3`: seeds with a final evaluation, of those planned."""
+    return Entry(f"{group.evaluated}/{group.planned}", {"evaluated": group.evaluated, "planned": group.planned})
+
+
+def outcome_entry(group: Group) -> Entry:
+    """States other than done, and collapses; `done` if there is nothing to say."""
+    states = defaultdict[str, int](int)
+    for cell in group.cells:
+        for state, count in cell.states.items():
+            states[state] += count
+    collapsed = sum(cell.collapsed for cell in group.cells)
+    parts = [f"{count} {state}" for state, count in states.items() if state != "done"]
+    parts += [f"collapsed {collapsed}/{group.evaluated}"] if collapsed else []
+    return Entry(", ".join(parts) or "done", {**states, "collapsed": collapsed})
+
+
+def divergence_entry(group: Group) -> Entry:
+    """Share of runs that diverged, of those that ended by themselves."""
+    ended = [run for run in group.runs if run.finished]
+    diverged = sum(run.status["state"] == "diverged" for run in ended)
+    return rate_entry(wilson_interval(diverged, len(ended)), group.planned)
+
+
+def collapse_entry(group: Group) -> Entry:
+    """Share of runs that ended far below the base on the trained task, of those evaluated."""
+    return rate_entry(wilson_interval(sum(cell.collapsed for cell in group.cells), group.evaluated), group.planned)
+
+
+def figures(of: Figure) -> Fill:
+    """Means with intervals; the best, and what cannot be told from it, are marked where higher is better.
+
+    Rows are compared with those whose results may be mixed with theirs.
+    """
+
+    def fill(groups: Groups) -> list[Entry]:
+        marks = _marks(of, groups) if of.higher_is_better is not None else {}
+        return [
+            BLANK if group is None else estimate_entry(group.estimate(of), group.planned, marks.get(i))
+            for i, group in enumerate(groups)
+        ]
+
+    return fill
+
+
+def _marks(of: Figure, groups: Groups) -> dict[int, Mark]:
+    """By place in the column."""
+    comparable = defaultdict[str, dict[int, Group]](dict)
+    for i, group in enumerate(groups):
+        if group is not None:
+            comparable[_provenance(group)][i] = group
+    marks: dict[int, Mark] = {}
+    for members in comparable.values():
+        values = {i: values for i, group in members.items() if (values := group.by_seed(of))}
+        found = best_of(values, ALPHA, highest=bool(of.higher_is_better)) if len(values) > 1 else None
+        if found is not None:
+            marks |= {i: "best" if i == found.best else "tied" for i in values if i in found.tied}
+    return marks
+
+
+def _provenance(group: Group) -> str:
+    return repr(next((cell.provenance for cell in group.cells if cell.provenance), {}))
+
+
+def differences(of: Figure, reference: Reference) -> Fill:
+    """Paired differences from the reference, p by Holm over the column's rows."""
+
+    def fill(groups: Groups) -> list[Entry]:
+        found = [None if group is None else reference.difference(group, of) for group in groups]
+        adjusted = holm([d and d.p for d in found])
+        return [
+            BLANK if group is None or reference.is_baseline(group) else _difference_entry(d, group, p)
+            for group, d, p in zip(groups, found, adjusted, strict=True)
+        ]
+
+    return fill
+
+
+def _difference_entry(found: Difference | None, group: Group, p: float | None) -> Entry:
+    if found is None:
+        return ABSENT
+    planned = max(cell.planned for cell in group.cells)
+    entry = estimate_entry(found.estimate, planned, sign=True)
+    values = {**entry.values, "p": found.p, "p_holm": p, "alone": found.alone, "baseline_alone": found.baseline_alone}
+    return Entry(entry.text if p is None else f"{entry.text}, {p_text(p)}", values)
+
+
+def seeds(of: Figure, reference: Reference, difference: float) -> Fill:
+    """How many more seeds would find a difference from the reference that large, at the level that Holm begins with."""
+
+    def fill(groups: Groups) -> list[Entry]:
+        found = [None if group is None else reference.difference(group, of) for group in groups]
+        tests = sum(d is not None for d in found)
+        return [
+            BLANK if group is None or reference.is_baseline(group) else _seeds_entry(d, difference, tests)
+            for group, d in zip(groups, found, strict=True)
+        ]
+
+    return fill
+
+
+def _seeds_entry(found: Difference | None, difference: float, tests: int) -> Entry:
+    if found is None or found.spread is None:
+        return ABSENT
+    needed = seeds_needed(difference, found.spread, found.estimate.n, ALPHA / tests)
+    return Entry(seeds_text(needed), needed._asdict())
+
+
+def seeds_text(needed: SeedsNeeded) -> str:
+    """`5 more (of 8; up to 19)`."""
+    if needed.total is None:
+        return "over 10,000"
+    cautious = "over 10,000" if needed.cautious is None else f"{needed.cautious:,}"
+    if not needed.more:
+        return f"enough (up to {cautious})"
+    return f"{needed.more:,} more (of {needed.total:,}; up to {cautious})"
+
+
+def interquartile(role: str) -> Fill:
+    """Interquartile mean of accuracies over runs and suites, with an interval that resamples runs."""
+
+    def entry(group: Group) -> Entry:
+        rows = [[run.evaluation(suite, ACCURACY) for suite in suites_of(run, role)] for run in group.runs]
+        whole = [row for row in rows if row and None not in row]
+        return resampled_entry(bootstrap(np.array(whole, float)) if whole else None, group.planned)
+
+    return each(entry)
+
+
+def trouble(comparison: Comparison) -> Fill:
+    """What happened during runs: collapses of the share of right responses, and spikes of the gradient's norm."""
+    learned, strained = comparison.records.series(LEARNED), comparison.records.series(STRAINED)
+
+    def entry(group: Group) -> Entry:
+        logged = [run.key for run in group.runs if run.key in learned or run.key in strained]
+        if not logged:
+            return ABSENT
+        falls = [found for key in logged if key in learned and (found := collapse(learned[key]))]
+        jumps = [found for key in logged if key in strained and (found := spikes(strained[key]))]
+        parts = []
+        if falls:
+            depth = _span([100 * fall.depth for fall in falls])
+            back = sum(fall.recovered for fall in falls)
+            when = _span([fall.update for fall in falls])
+            parts.append(f"fell {len(falls)}/{len(logged)} at {when} by {depth} %, {back} recovered")
+        if jumps:
+            calm = sum(jump.settled for jump in jumps)
+            when = _span([jump.first for jump in jumps])
+            parts.append(f"spikes {len(jumps)}/{len(logged)} from {when}, {calm} settled")
+        values = {"runs": len(logged), "fell": [f._asdict() for f in falls], "spikes": [j._asdict() for j in jumps]}
+        return Entry("; ".join(parts) or "none", values)
+
+    return each(entry)
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = (f"{value:.0f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low}–{high}"

@@ -1,0 +1,69 @@
+"""The notes below a table: what its figures and marks mean."""
+
+from klsweep.analysis import stability
+from klsweep.analysis.compare import COLLAPSE_SHARE, Comparison
+from klsweep.analysis.entries import Reference
+from klsweep.analysis.figures import NOTES
+from klsweep.analysis.groups import AgainstCell
+from klsweep.analysis.stats import FEW_RUNS
+from klsweep.analysis.table import Table, is_partial
+
+ACCURACIES = "Accuracy: sampled pass@1, mean over runs (seeds) ± half of its 95 % t interval; (in): the trained task."
+BEST = (
+    "◆ best, ◇ not told from the best: no row is better on common seeds, paired t at 5 % / (rows − 1). "
+    "With 95 % probability the truly best row is among the marked."
+)
+TROUBLE = (
+    f"trouble: fell, the share of right responses (mean of {stability.WINDOW} updates) to less than "
+    f"{stability.DROP:g} of its best, beyond noise; recovered, ended at {stability.BACK:g} of it or more. spikes, a "
+    f"gradient norm of more than {stability.SPIKE:g} times the median of {stability.BEFORE} updates, or not finite."
+)
+
+
+def notes(table: Table, comparison: Comparison, reference: Reference | None, pooled: bool) -> list[str]:
+    """A line per thing to know, of the things that are in the table."""
+    names = {column.name for column in table.columns}
+    lines = [" ".join([ACCURACIES, *(text for name, text in NOTES.items() if name in names)])]
+    if "outcome" in names and any(cell.collapsed for cell in comparison.cells):
+        lines.append(f"collapsed k/n: {_COLLAPSED}.")
+    if is_partial(table):
+        lines.append("* mean over fewer runs than planned (see runs).")
+    if pooled:
+        lines.append(
+            "Rows over several cells: the mean of the cells' means, each with the same weight; the interval is about "
+            "seeds, not about which cells there are."
+        )
+    if any(entry.mark for line in table.rows for entry in line.entries):
+        lines.append(BEST)
+    if reference is not None:
+        lines += _differences(reference, names)
+    if "divergence" in names:
+        lines.append("divergence: diverged of ended runs, 95 % interval by Wilson.")
+    if "collapse" in names:
+        lines.append(f"collapse: {_COLLAPSED}, of those evaluated; 95 % interval by Wilson.")
+    if "trouble" in names:
+        lines.append(TROUBLE)
+    if names & {"iqm/in", "iqm/out"}:
+        lines.append(
+            "IQM: interquartile mean of pass@1 over runs and suites, 95 % interval by resampling whole runs; below "
+            f"{FEW_RUNS} runs it is too narrow (of means, it covers 74 % at 3 runs, 85 % at 5, 90 % at 10)."
+        )
+    return lines
+
+
+_COLLAPSED = f"accuracy on the trained task below {COLLAPSE_SHARE:g} of the base's in k of n runs"
+
+
+def _differences(reference: Reference, names: set[str]) -> list[str]:
+    """What rows are held against, and how."""
+    line = "Δ: paired difference from the base model" if not isinstance(reference, AgainstCell) else ""
+    if isinstance(reference, AgainstCell):
+        line = f"Δ: paired difference from the baseline ({', '.join(reference.names)}"
+        line += f"; each row from the one of its own {', '.join(reference.context)})" if reference.context else ")"
+    lines = [f"{line} on common seeds ± half of the 95 % t interval; p two-sided, adjusted by Holm over the column."]
+    if any(name.startswith("seeds ") for name in names):
+        lines.append(
+            "seeds: so many find the difference in 80 % of studies, two-sided paired t at 5 % / (tests in the column), "
+            "if the spread of differences is as it seems; up to: if it is as large as its upper 80 % limit."
+        )
+    return lines

@@ -1,0 +1,67 @@
+"""What must be alike for results to be comparable: evaluation, prompts, code, plugins, origin."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, get_args
+
+from klsweep.analysis.load import RunResult
+from klsweep.errors import BadInput
+
+Kind = Literal["evaluation", "science", "plugins", "prompts", "origin"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+NAMES: Mapping[Kind, str] = {
+    "evaluation": "evaluation settings",
+    "science": "science-code hashes",
+    "plugins": "plugin-code hashes",
+    "prompts": "prompt sets",
+    "origin": "origins",
+}
+
+Provenance = dict[Kind, str]
+
+
+def checked(mix: Sequence[str]) -> frozenset[Kind]:
+    """The kinds of difference that results may have and still be taken together; `all` are all. BadInput for others."""
+    if unknown := [name for name in mix if name not in (*KINDS, "all")]:
+        raise BadInput(f"mix={unknown[0]}: choose from {', '.join(KINDS)}, all")
+    return frozenset(KINDS if "all" in mix else [kind for kind in KINDS if kind in mix])
+
+
+def provenances(runs: Sequence[RunResult]) -> list[Provenance]:
+    """Of each run, what its result was made with. Of an unfinished one, which has no result, nothing."""
+    variants = _prompt_variants(runs)
+    return [_of(run, variants) if run.finished else {} for run in runs]
+
+
+def _of(run: RunResult, variants: Mapping[str, Sequence[str]]) -> Provenance:
+    asked = [f"{suite}:{run.prompts.get(suite, found[0])}" for suite, found in variants.items()]
+    return {
+        "evaluation": str(run.status.get("eval_id")),
+        "science": str(run.status.get("science_hash")),
+        "plugins": str(run.status.get("plugin_hash")),
+        "prompts": " ".join(asked),
+        "origin": run.origin,
+    }
+
+
+def _prompt_variants(runs: Sequence[RunResult]) -> dict[str, list[str]]:
+    """The suites in which different prompts were asked, with the digests. A run without items is no evidence."""
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for suite, digest in run.prompts.items():
+            found.setdefault(suite, {})[digest] = None
+    return {suite: list(digests) for suite, digests in sorted(found.items()) if len(digests) > 1}
+
+
+def differing(found: Collection[Provenance]) -> list[Kind]:
+    """The kinds in which results differ."""
+    return [kind for kind in KINDS if len({p[kind] for p in found if kind in p}) > 1]
+
+
+def warnings(found: Sequence[Provenance], mixed: Collection[Kind]) -> list[str]:
+    """A line for each kind in which finished runs differ."""
+    lines = []
+    for kind in differing(found):
+        values = sorted({p[kind] for p in found if p})
+        what = f"finished runs have {len(values)} different {NAMES[kind]} ({', '.join(values)})"
+        lines.append(f"{what}: rows may not be comparable{'' if kind in mixed else f'; kept apart (--mix {kind})'}")
+    return lines

@@ -170,9 +170,9 @@ def _departure(rows: Sequence[Row], held: Held) -> str | None:
 
 
 def _agree(there: Any, here: Any) -> bool:
-    """True if W&B holds a value. How it holds a number that is not finite is not looked at."""
+    """True if W&B holds a value. How it holds a number that is not finite, or no text, is not looked at."""
     if isinstance(here, str):
-        return there == here
+        return (there or "") == here
     return not math.isfinite(here) or (
         isinstance(there, int | float) and math.isclose(there, here, rel_tol=RELATIVE_ERROR)
     )

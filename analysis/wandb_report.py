@@ -4,14 +4,16 @@ W&B's own client writes it (`wandb_workspaces`, imported here alone); nothing is
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
-from klsweep.analysis.compare import CellResult, Comparison, compare
+from klsweep.analysis.build import Layout, build
+from klsweep.analysis.compare import Comparison, compare
+from klsweep.analysis.coverage import coverage_lines
 from klsweep.analysis.stats import Estimate
-from klsweep.analysis.tables import coverage, to_markdown
+from klsweep.analysis.tables import markdown
 from klsweep.cells import describe
 from klsweep.record.folder import SweepFolder
 
@@ -56,19 +58,20 @@ def findings(sweep: SweepFolder, name: str) -> Findings:
 
 
 def _without_coverage(comparison: Comparison) -> str:
-    return to_markdown(comparison).removeprefix(coverage(comparison)).strip()
+    return markdown(replace(build(comparison, Layout()), coverage=[])).strip()
 
 
 def _headline(comparison: Comparison, names: dict[str, str]) -> list[str]:
     """Coverage first, then what stands out, each figure with the runs it is over, then warnings."""
-    lines = [coverage(comparison)]
-    questions: list[tuple[str, Callable[[CellResult], Estimate | None]]] = [
-        ("Highest accuracy on the trained task", lambda cell: cell.in_distribution),
-        ("Highest accuracy out of distribution", lambda cell: cell.out_of_distribution),
-        ("Furthest from the base, KL in nats per response", lambda cell: cell.kl),
-    ]
-    for words, figure in questions:
-        found = [(estimate, cell) for cell in comparison.cells if (estimate := figure(cell)) is not None]
+    lines = coverage_lines(comparison)
+    questions = {
+        "in": "Highest accuracy on the trained task",
+        "out": "Highest accuracy out of distribution",
+        "kl": "Furthest from the base, KL in nats per response",
+    }
+    for name, words in questions.items():
+        of = comparison.figure(name)
+        found = [(estimate, cell) for cell in comparison.cells if (estimate := cell.estimate(of)) is not None]
         if found:
             estimate, cell = max(found, key=lambda entry: entry[0].mean)
             lines.append(f"{words}: {_words(estimate, cell.planned)}, {names[cell.plan['cell_id']]}")

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
-from klsweep.analysis.build import Layout, build
+from klsweep.analysis.build import BASE_MODEL, Layout, build
 from klsweep.analysis.compare import Comparison, compare
 from klsweep.analysis.coverage import coverage_lines
+from klsweep.analysis.effect_table import effect_table
+from klsweep.analysis.load import Records
 from klsweep.analysis.stats import Estimate
+from klsweep.analysis.table import Table
 from klsweep.analysis.tables import markdown
-from klsweep.cells import describe
 from klsweep.record.folder import SweepFolder
 
 RUNSETS = 12  # cells of which each is a run set of its own; more are one, grouped by cell
@@ -39,29 +41,35 @@ class Findings:
     curves: dict[str, str]
 
 
-def findings(sweep: SweepFolder, name: str) -> Findings:
-    """What the records of a sweep say; `name` is what W&B calls it."""
-    comparison = replace(compare(sweep), sweep=name)
-    plans = [cell.plan for cell in comparison.cells]
-    axes = [plan["axes"] for plan in plans]
+def findings(sweep: SweepFolder, name: str, records: Records | None = None) -> Findings:
+    """What the records of a sweep say; `name` is what W&B calls it. `records` if those have been read already."""
+    comparison = replace(compare(sweep, records=records), sweep=name)
+    axes = [cell.plan["axes"] for cell in comparison.cells]
     stale = any(own.get("sampling") not in (None, "on_policy") for own in axes)
     clipped = any(own.get("clip") not in (None, "none") for own in axes)
-    names = describe(plans)
+    without = any(own.get("placement") == "none" for own in axes)
+    against = "placement=none" if without else BASE_MODEL
+    held = "the cells without KL" if without else "the model before training"
     return Findings(
-        headline=_headline(comparison, names),
-        tables={"Comparison": _without_coverage(comparison)},
-        cells=names,
+        headline=_headline(comparison),
+        tables={
+            "Comparison": _below_coverage(build(comparison, Layout())),
+            f"Against {held}": _below_coverage(build(comparison, Layout(baseline=(against,)))),
+            "Effects of the axes": _below_coverage(effect_table(comparison)),
+        },
+        cells={cell.plan["cell_id"]: cell.name for cell in comparison.cells},
         inside=[suite for suite, role in comparison.suites.items() if role != "out"],
         outside=[suite for suite, role in comparison.suites.items() if role == "out"],
         curves={**CURVES, **(STALE if stale else {}), **(CLIPPED if clipped else {})},
     )
 
 
-def _without_coverage(comparison: Comparison) -> str:
-    return markdown(replace(build(comparison, Layout()), coverage=[])).strip()
+def _below_coverage(table: Table) -> str:
+    """A table as Markdown; coverage and warnings head the report, once."""
+    return markdown(replace(table, coverage=[], warnings=[])).strip()
 
 
-def _headline(comparison: Comparison, names: dict[str, str]) -> list[str]:
+def _headline(comparison: Comparison) -> list[str]:
     """Coverage first, then what stands out, each figure with the runs it is over, then warnings."""
     lines = coverage_lines(comparison)
     questions = {
@@ -70,11 +78,11 @@ def _headline(comparison: Comparison, names: dict[str, str]) -> list[str]:
         "kl": "Furthest from the base, KL in nats per response",
     }
     for name, words in questions.items():
-        of = comparison.figure(name)
-        found = [(estimate, cell) for cell in comparison.cells if (estimate := cell.estimate(of)) is not None]
+        figure = comparison.figure(name)
+        found = [(estimate, cell) for cell in comparison.cells if (estimate := cell.estimate(figure)) is not None]
         if found:
             estimate, cell = max(found, key=lambda entry: entry[0].mean)
-            lines.append(f"{words}: {_words(estimate, cell.planned)}, {names[cell.plan['cell_id']]}")
+            lines.append(f"{words}: {_words(estimate, cell.planned)}, {cell.name}")
     if collapsed := sum(cell.collapsed for cell in comparison.cells):
         lines.append(f"Collapsed on the trained task: {collapsed} runs")
     return [*lines, *(f"Warning: {text}" for text in comparison.warnings)]

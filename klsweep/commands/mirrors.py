@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from klsweep.commands.analysis import records_of
 from klsweep.commands.parser import FAILED, OK, Commands
 from klsweep.commands.sweeps import existing_sweep
 from klsweep.errors import BadInput
@@ -84,12 +85,14 @@ def _report(options: argparse.Namespace) -> int:
     if options.dry_run:
         settings = settings_of(sweep)
         place = options.entity or settings["entity"] or "", options.project or settings["project"]
-        print(json.dumps(specification(build_report(findings(sweep, name), *place, name)), indent=1))
+        found = findings(sweep, name, records_of([sweep]))
+        print(json.dumps(specification(build_report(found, *place, name)), indent=1))
         return OK
     with opened(sweep, options.project, options.entity) as account:
         ids = [wandb_id(sweep.run(row["run_id"])) for row in sweep.plan()]
         there = len(account.held(ids))
-        report = build_report(findings(sweep, name), account.entity, account.project, name)
+        found = findings(sweep, name, records_of([sweep]))
+        report = build_report(found, account.entity, account.project, name)
         saved = save_report(account, report, marker(name))
     if options.json:
         print(json.dumps({**asdict(saved), "runs": len(ids), "runs_there": there}, indent=1))

@@ -55,7 +55,7 @@ class CellResult:
     @property
     def collapsed(self) -> int:
         """Seeds whose accuracy on the trained task fell below COLLAPSE_SHARE of the base's."""
-        return len({run.seed for run in self.runs if _collapsed(run)})
+        return len({run.seed for run in self.runs if has_collapsed(run)})
 
     @property
     def base(self) -> RunResult | None:
@@ -171,7 +171,8 @@ def _bases(cells: Sequence[CellResult], suites: Collection[str]) -> list[Base]:
     return list(found.values())
 
 
-def _collapsed(run: RunResult) -> bool:
+def has_collapsed(run: RunResult) -> bool:
+    """True if a run ended far below the base on the trained task."""
     pairs = [(run.evaluation(s, ACCURACY), run.base_evaluation(s, ACCURACY)) for s in suites_of(run, "in")]
     return any(now is not None and base is not None and now < COLLAPSE_SHARE * base for now, base in pairs)
 

@@ -12,7 +12,9 @@ from typing import Any
 from klsweep.analysis.build import BASE_MODEL, Layout, build
 from klsweep.analysis.compare import Comparison, compare
 from klsweep.analysis.coverage import coverage_lines
+from klsweep.analysis.curves import curve_titles
 from klsweep.analysis.effect_table import effect_table
+from klsweep.analysis.headline import usual_baseline
 from klsweep.analysis.load import Records
 from klsweep.analysis.stats import Estimate
 from klsweep.analysis.table import Table
@@ -21,10 +23,6 @@ from klsweep.record.folder import SweepFolder
 
 RUNSETS = 12  # cells of which each is a run set of its own; more are one, grouped by cell
 SCATTERS = 4  # suites out of distribution against the trained task
-CURVES = {"reward/mean": "Reward", "kl/full_sequence": "KL of the batch (nats per response)", "entropy": "Entropy"}
-CURVES |= {"grad_norm": "Gradient norm", "length/mean": "Response length"}
-STALE = {"sampler/ess": "Effective sample size", "sampler/lag": "Updates between sampling and training"}
-CLIPPED = {"clip/fraction": "Share of log-ratios beyond the KL clip"}
 
 
 @dataclass(frozen=True)
@@ -44,23 +42,19 @@ class Findings:
 def findings(sweep: SweepFolder, name: str, records: Records | None = None) -> Findings:
     """What the records of a sweep say; `name` is what W&B calls it. `records` if those have been read already."""
     comparison = replace(compare(sweep, records=records), sweep=name)
-    axes = [cell.plan["axes"] for cell in comparison.cells]
-    stale = any(own.get("sampling") not in (None, "on_policy") for own in axes)
-    clipped = any(own.get("clip") not in (None, "none") for own in axes)
-    without = any(own.get("placement") == "none" for own in axes)
-    against = "placement=none" if without else BASE_MODEL
-    held = "the cells without KL" if without else "the model before training"
+    against = usual_baseline(comparison)
+    held = "the model before training" if against == [BASE_MODEL] else "the cells without KL"
     return Findings(
         headline=_headline(comparison),
         tables={
             "Comparison": _below_coverage(build(comparison, Layout())),
-            f"Against {held}": _below_coverage(build(comparison, Layout(baseline=(against,)))),
+            f"Against {held}": _below_coverage(build(comparison, Layout(baseline=against))),
             "Effects of the axes": _below_coverage(effect_table(comparison)),
         },
         cells={cell.plan["cell_id"]: cell.name for cell in comparison.cells},
         inside=[suite for suite, role in comparison.suites.items() if role != "out"],
         outside=[suite for suite, role in comparison.suites.items() if role == "out"],
-        curves={**CURVES, **(STALE if stale else {}), **(CLIPPED if clipped else {})},
+        curves=curve_titles(comparison),
     )
 
 

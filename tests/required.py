@@ -1,6 +1,6 @@
 """Tests of what has to be installed beside klsweep are skipped without it, or fail if it is required.
 
-`KLSWEEP_REQUIRE` names what must be there, separated by commas: `slurm`, `parity`, ….
+`KLSWEEP_REQUIRE` names what must be there, separated by commas: `slurm`, `chromium`, `parity`, ….
 """
 
 import os

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from klsweep.commands.parser import OK, Commands
 from klsweep.commands.sweeps import existing_sweep
 from klsweep.errors import BadInput
+from klsweep.record.files import write_text
 from klsweep.record.folder import SweepFolder
 from klsweep.terminal import print_grid, progress
 
@@ -68,6 +69,8 @@ def _declare_compare(commands: Commands) -> None:
     form = compare.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print the cells as a list of objects")
     form.add_argument("--markdown", action="store_true", help="the same as --format markdown")
+    text = "write a self-contained page: findings, tables, figures, links to runs"
+    form.add_argument("--html", type=Path, metavar="FILE", help=text)
     text = "print the table so; json: with coverage, notes, and the numbers and runs behind each entry"
     form.add_argument("--format", choices=["terminal", "markdown", "latex", "csv", "json", "html"], help=text)
     add_cache(compare)
@@ -132,6 +135,8 @@ def _compare(options: argparse.Namespace) -> int:
         print(json.dumps(cells_json(comparison), indent=1))
         return OK
     layout = Layout(options.rows, options.columns, options.metric, options.baseline, options.detect)
+    if options.html is not None:
+        return _write_report(options, comparison, sweeps, layout)
     table = _effects(comparison, layout) if options.effects else build(comparison, layout)
     form = "markdown" if options.markdown else options.format
     if form in TEXTS:
@@ -139,6 +144,32 @@ def _compare(options: argparse.Namespace) -> int:
     else:
         print_table(table)
     return OK
+
+
+def _write_report(
+    options: argparse.Namespace, comparison: "Comparison", sweeps: Sequence[SweepFolder], layout: "Layout"
+) -> int:
+    from klsweep.analysis.report import report
+
+    if options.effects:
+        raise BadInput("--effects: is in the page of --html anyway; leave it out")
+    file: Path = options.html
+    if not file.parent.is_dir() or file.is_dir():
+        raise BadInput(f"--html={file}: a file in a folder that is there")
+    write_text(file, report(comparison, sweeps, layout, file, _again(options)))
+    print(file)
+    return OK
+
+
+def _again(options: argparse.Namespace) -> list[str]:
+    """The command that these options are of."""
+    words = ["klsweep", "compare", *map(str, options.sweeps)]
+    for name in ("where", "baseline"):
+        words += [f"--{name}", *getattr(options, name)] if getattr(options, name) else []
+    for name in ("rows", "columns", "metric", "mix"):
+        words += [f"--{name}", ",".join(getattr(options, name))] if getattr(options, name) else []
+    words += ["--detect", f"{options.detect:g}"] if options.detect is not None else []
+    return [*words, "--html", str(options.html)]
 
 
 def _effects(comparison: "Comparison", layout: "Layout") -> "Table":

@@ -20,10 +20,16 @@ from klsweep.training.shift import Shift, reward_model_artifact
 from klsweep.training.trainer import Trainer
 
 PROMPTS, ROLLOUTS, BATCHES, DELTA = 32, 8, 100, 0.05
-UPDATES = (5, 40)
 CELL = [
     *("task=sort", "reward=reward_model", "reward.epochs=6", "reward.temperature=0.3", "estimator=k1"),
-    *("placement=reward", "clip=quantile", "kl.coef=0.05,0.2", "eval.samples_per_prompt=1", "eval.pass_at=[1]"),
+    *(
+        "placement=reward",
+        "clip=quantile",
+        "kl.coef=0.05,0.2",
+        "train.updates=5,40",
+        "eval.samples_per_prompt=1",
+        "eval.pass_at=[1]",
+    ),
     *("wandb.mode=disabled", "launcher.threads=1", "sweep_dir=gap"),
 ]
 
@@ -34,8 +40,7 @@ def rows(folder: Path) -> Iterator[Row]:
     (sampling), E[r̂ − r*] (reward shift) and βE[ℓ − ℓ^τ] (clipping); expectations are means over all 25,600 responses.
     Sampling: the largest of the 100 batches. The bound's terms at δ = 0.05 with the paper's α; C(θ) from the held-out
     responses of the reward model's data."""
-    for updates in UPDATES:
-        command(folder, "sweep", *CELL, f"train.updates={updates}")()
+    command(folder, "sweep", *CELL)()
     sweep = SweepFolder(folder / "gap")
     for planned in sweep.plan():
         yield from _run(sweep.run(planned["run_id"]), sweep.artifacts)

@@ -19,7 +19,7 @@ from klsweep.record.folder import RunFolder, SweepFolder
 from klsweep.record.rollouts import base_lines, base_summary, verifier_errors
 from klsweep.rollout.engine import Generation, Rollout
 from klsweep.sweep.plan import make_plan, write_plan
-from klsweep.sweep.responses import chosen_rows, print_responses, style_of
+from klsweep.sweep.responses import chosen_rows, log_ratios, print_responses, style_of
 from klsweep.sweep.show import status_lines
 from klsweep.sweep.status import sweep_status, without_numbers
 from klsweep.tasks.arithmetic import Arithmetic
@@ -300,6 +300,13 @@ def test_inspect_prints_what_is_there(tmp_path, capsys):
     assert f"sample 3: {'right' if last['correct'] else 'wrong'}, reward {last['reward']:g}, advantage " in text
     assert main(["inspect", str(folder.path), "--update", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == found[12:24]
+    assert main(["inspect", str(folder.path), "--top-kl", "3", "--json"]) == 0
+    top = json.loads(capsys.readouterr().out)
+    assert top == sorted(found[-12:], key=lambda row: abs(sum(log_ratios(row))), reverse=True)[:3]
+    assert main(["inspect", str(folder.path), "--top-kl", "0"]) == 2
+    assert "--top-kl=0: expected a whole number, at least 1" in capsys.readouterr().err
+    assert main(["inspect", str(folder.path), "--top-kl", "3", "--of", "base"]) == 2
+    assert "has no log-probabilities (--of=probes)" in capsys.readouterr().err
     assert main(["inspect", str(folder.path), "--of", "base"]) == 0
     assert "base: " in capsys.readouterr().out
     assert main(["inspect", str(folder.path), "--update", "3"]) == 2

@@ -1,4 +1,4 @@
-"""Commands on a run folder: logs, inspect, run."""
+"""Commands on a run folder: logs, inspect, diff, run."""
 
 import argparse
 import json
@@ -10,6 +10,8 @@ from klsweep.errors import BadInput
 from klsweep.record.folder import RunFolder
 from klsweep.record.rollouts import Kind
 
+SHOWN = 12  # metrics that differ
+
 
 def declare(commands: Commands) -> None:
     """Add the commands of this file."""
@@ -19,7 +21,12 @@ def declare(commands: Commands) -> None:
     text = "which responses (default: the probes if there are any, else the base's)"
     inspect.add_argument("--of", choices=get_args(Kind), help=text)
     inspect.add_argument("--update", type=int, metavar="N", help="those of an update (default for probes: the last)")
+    inspect.add_argument("--top-kl", type=int, metavar="N", help="only the N responses of largest |Σℓ|, largest first")
     inspect.add_argument("--json", action="store_true", help="print the rows as JSON")
+    diff = commands.on_run("diff", _diff, "where two runs part: configuration, and the first update of each metric")
+    diff.add_argument("other", type=Path, help="another run folder")
+    diff.add_argument("--tolerance", type=float, default=0.0, metavar="X", help="relative (default 0: any difference)")
+    diff.add_argument("--json", action="store_true", help="print everything as JSON")
     run = commands.on_run("run", _run, "carry out one run here, from its folder", trains=True)
     run.add_argument("--into", type=Path, metavar="SWEEP", help="anew, in another sweep folder")
 
@@ -36,12 +43,58 @@ def _inspect(options: argparse.Namespace) -> int:
     from klsweep.terminal import console
 
     folder = existing_run(options.run)
-    kind, rows = chosen_rows(folder, options.of, options.update)
+    kind, rows = chosen_rows(folder, options.of, options.update, options.top_kl)
     if options.json:
         print(json.dumps(rows, indent=1))
     else:
         print_responses(folder, kind, rows, console())
+        _print_departure(folder)
     return OK
+
+
+def _print_departure(folder: RunFolder) -> None:
+    """Where the run began to leave the others of its cell."""
+    from klsweep.analysis.departure import FEWEST, left_siblings, metrics_of, siblings_of
+
+    siblings = siblings_of(folder)
+    if len(siblings) < FEWEST:
+        return
+    for left in left_siblings(metrics_of(folder), [metrics_of(sibling) for sibling in siblings]):
+        print(
+            f"left its {len(siblings)} siblings at update {left.update}: {left.metric} {left.value:.4g}, "
+            f"theirs {left.low:.4g} to {left.high:.4g}"
+        )
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from klsweep.analysis.departure import config_differences, departures, metrics_of
+
+    if not options.tolerance >= 0:
+        raise BadInput(f"--tolerance={options.tolerance}: expected a number, at least 0")
+    folders = existing_run(options.run), existing_run(options.other)
+    fields = config_differences(*folders)
+    metrics = [metrics_of(folder) for folder in folders]
+    apart = departures(metrics[0], metrics[1], options.tolerance)
+    both = len(set(metrics[0]) & set(metrics[1]))
+    if options.json:
+        found = {"config": [f._asdict() for f in fields], "metrics": [d._asdict() for d in apart], "updates": both}
+        print(json.dumps(found, indent=1))
+        return OK
+    for key, one, other in fields:
+        print(f"{key}: {one!r} | {other!r}")
+    if not fields:
+        print("equal configurations")
+    if not apart:
+        print(f"no metric differs in the {both} rows that both have")
+    for update, metric, one, other in apart[:SHOWN]:
+        print(f"update {update}: {metric} {_figure(one)} | {_figure(other)}")
+    if len(apart) > SHOWN:
+        print(f"… and {len(apart) - SHOWN} further metrics, later or by less (--json)")
+    return OK
+
+
+def _figure(value: float | None) -> str:
+    return "not logged" if value is None else f"{value:.6g}"
 
 
 def _run(options: argparse.Namespace) -> int:

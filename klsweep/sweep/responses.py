@@ -17,11 +17,30 @@ LEGEND = "ℓ = log π − log π_ref of each token; red: the policy gives it mo
 PLAIN_LEGEND = f"[ℓ] after a token: log π − log π_ref, in nats, where it is at least {MARKED:g}"
 
 
-def chosen_rows(folder: RunFolder, kind: Kind | None, update: int | None) -> tuple[Kind, list[Row]]:
+def chosen_rows(
+    folder: RunFolder, kind: Kind | None, update: int | None, top_kl: int | None = None
+) -> tuple[Kind, list[Row]]:
     """The responses to show: of the probes if there are any, else of the base; those of the last update by default.
 
-    BadInput if there are none, or none of that update.
+    `top_kl`: only so many, with the largest |Σℓ| (those that are not finite first). BadInput if there are none, or none
+    of that update, or if the kind has no log-probabilities to go by.
     """
+    found, rows = _rows_of(folder, kind, update)
+    if top_kl is None:
+        return found, rows
+    if top_kl < 1:
+        raise BadInput(f"--top-kl={top_kl}: expected a whole number, at least 1")
+    if found not in ("probes", "last_batches"):
+        raise BadInput(f"--top-kl={top_kl}: {rollout_file(folder, found)} has no log-probabilities (--of=probes)")
+    return found, sorted(rows, key=_size_of_log_ratio, reverse=True)[:top_kl]
+
+
+def _size_of_log_ratio(row: Row) -> float:
+    ratios = log_ratios(row)
+    return abs(sum(x for x in ratios if x is not None)) if None not in ratios else float("inf")
+
+
+def _rows_of(folder: RunFolder, kind: Kind | None, update: int | None) -> tuple[Kind, list[Row]]:
     found: Kind = kind or ("probes" if rollout_rows(folder, "probes") else "base")
     rows = rollout_rows(folder, found)
     if not rows:

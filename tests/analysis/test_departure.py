@@ -1,0 +1,112 @@
+"""Where two runs part, and where a run leaves its siblings."""
+
+import json
+import math
+
+import pytest
+import yaml
+
+from klsweep.analysis.departure import Departure, Difference, config_differences, departures, left_siblings, siblings_of
+from klsweep.cli import main
+from klsweep.record.files import append_rows
+from klsweep.record.folder import RunFolder, SweepFolder
+
+
+def run_folder(sweep: SweepFolder, run_id: str, config: dict, rows: list[dict]) -> RunFolder:
+    folder = sweep.run(run_id)
+    folder.path.mkdir(parents=True)
+    folder.config.write_text(yaml.safe_dump(config))
+    append_rows(folder.metrics, rows)
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path) -> SweepFolder:
+    """Two runs that part in the KL at update 2, by 0.5 %, and in the reward at update 3."""
+    found = SweepFolder(tmp_path / "s")
+    config = {"name": "s", "seed": 0, "kl": {"coef": 0.1, "schedule": "constant"}}
+    rows = [{"update": u, "kl": 1.0 + u, "reward/mean": 0.5, "note": "text"} for u in range(4)]
+    other = [dict(row) for row in rows]
+    other[2]["kl"], other[3]["kl"], other[3]["reward/mean"] = 3.015, 4.5, 0.6
+    other[3]["bound/alpha"] = 0.1
+    run_folder(found, "r1-a", config, rows)
+    run_folder(found, "r1-b", {**config, "name": "t", "seed": 1, "kl": {"coef": 0.1, "target": 2}}, other)
+    return found
+
+
+def test_fields_that_differ_are_named_without_where_the_run_lies(sweep):
+    assert config_differences(sweep.run("r1-a"), sweep.run("r1-b")) == [
+        Difference("kl.schedule", "constant", None),
+        Difference("kl.target", None, 2),
+        Difference("seed", 0, 1),
+    ]
+
+
+def test_each_metric_parts_at_its_first_update_beyond_the_tolerance():
+    one = {0: {"a": 1.0, "b": 2.0}, 1: {"a": 1.0, "b": 2.0}, 2: {"a": 1.0, "b": math.nan}}
+    other = {0: {"a": 1.0, "b": 2.0}, 1: {"a": 1.001, "b": 2.0}, 2: {"a": 2.0, "b": math.nan, "c": 1.0}, 3: {"a": 0.0}}
+    assert departures(one, other, 0.0) == [Departure(1, "a", 1.0, 1.001), Departure(2, "c", None, 1.0)]
+    assert departures(one, other, 0.01) == [Departure(2, "c", None, 1.0), Departure(2, "a", 1.0, 2.0)]
+    assert departures(one, one, 0.0) == []
+
+
+def test_diff_prints_the_earliest_first(sweep, capsys):
+    runs = [str(sweep.run(name).path) for name in ("r1-a", "r1-b")]
+    assert main(["diff", *runs]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == ["kl.schedule: 'constant' | None", "kl.target: None | 2", "seed: 0 | 1"]
+    assert lines[3:] == [
+        "update 2: kl 3 | 3.015",
+        "update 3: bound/alpha not logged | 0.1",
+        "update 3: reward/mean 0.5 | 0.6",
+    ]
+    assert main(["diff", *runs, "--tolerance=0.01", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(d["update"], d["metric"]) for d in found["metrics"]] == [
+        (3, "bound/alpha"),
+        (3, "reward/mean"),
+        (3, "kl"),
+    ]
+    assert found["updates"] == 4
+    assert main(["diff", runs[0], runs[0]]) == 0
+    assert capsys.readouterr().out == "equal configurations\nno metric differs in the 4 rows that both have\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["r1-a", "nowhere"], "nowhere: no run folder"),
+        (["r1-a", "r1-b", "--tolerance=-1"], "--tolerance=-1.0: expected a number, at least 0"),
+        (["r1-a", "r1-b", "--tolerance=nan"], "--tolerance=nan: expected a number, at least 0"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(sweep, arguments, message, capsys):
+    places = [word if word.startswith("-") else str(sweep.path / "runs" / word) for word in arguments]
+    assert main(["diff", *places]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_run_has_left_when_it_is_outside_three_times_in_a_row():
+    """Siblings at 1.0 and 1.2: the range, widened by its width, is 0.8 to 1.4."""
+    siblings = [{u: {"entropy": x} for u in range(10)} for x in (1.0, 1.2)]
+    values = [1.1, 1.5, 1.5, 1.39, 0.79, 0.81, 1.41, 1.5, math.nan, 1.1]
+    run = {u: {"entropy": x} for u, x in enumerate(values)}
+    (left,) = left_siblings(run, siblings)
+    assert (left.update, left.metric, left.value, left.low, left.high) == (6, "entropy", 1.41, 1.0, 1.2)
+    assert left_siblings(run, siblings[:1]) == []
+    assert left_siblings({u: run[u] for u in range(8)}, siblings) == []
+
+
+def test_siblings_that_agree_leave_room_of_five_percent():
+    siblings = [{u: {"entropy": 2.0} for u in range(4)} for _ in range(2)]
+    assert left_siblings({u: {"entropy": 2.09} for u in range(4)}, siblings) == []
+    assert left_siblings({u: {"entropy": 2.11} for u in range(4)}, siblings)[0].update == 0
+
+
+def test_siblings_are_the_begun_runs_of_the_same_cell(sweep):
+    run_folder(sweep, "r1-c", {}, [{"update": 0}])
+    rows = [{"run_id": f"r1-{x}", "cell_id": cell} for x, cell in (("a", 1), ("b", 2), ("c", 1), ("d", 1))]
+    sweep.extend_plan(rows)
+    assert siblings_of(sweep.run("r1-a")) == [sweep.run("r1-c")]
+    assert siblings_of(sweep.run("r1-b")) == []

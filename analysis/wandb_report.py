@@ -10,13 +10,12 @@ from itertools import count
 from typing import Any
 
 from klsweep.analysis.build import BASE_MODEL, Layout, build
-from klsweep.analysis.compare import Comparison, compare
+from klsweep.analysis.compare import compare
 from klsweep.analysis.coverage import coverage_lines
 from klsweep.analysis.curves import curve_titles
 from klsweep.analysis.effect_table import effect_table
-from klsweep.analysis.headline import usual_baseline
+from klsweep.analysis.headline import headline, usual_baseline
 from klsweep.analysis.load import Records
-from klsweep.analysis.stats import Estimate
 from klsweep.analysis.table import Table
 from klsweep.analysis.tables import markdown
 from klsweep.record.folder import SweepFolder
@@ -40,17 +39,23 @@ class Findings:
 
 
 def findings(sweep: SweepFolder, name: str, records: Records | None = None) -> Findings:
-    """What the records of a sweep say; `name` is what W&B calls it. `records` if those have been read already."""
+    """What the records of a sweep say; `name` is what W&B calls it. `records` if those have been read already.
+
+    The headline is coverage, what the tests have found, and warnings, in this order.
+    """
     comparison = replace(compare(sweep, records=records), sweep=name)
     against = usual_baseline(comparison)
     held = "the model before training" if against == [BASE_MODEL] else "the cells without KL"
+    effects = effect_table(comparison)
+    tables = {
+        "Comparison": build(comparison, Layout()),
+        f"Against {held}": build(comparison, Layout(baseline=against)),
+        "Effects of the axes": effects,
+    }
+    warnings = [f"Warning: {text}" for text in comparison.warnings]
     return Findings(
-        headline=_headline(comparison),
-        tables={
-            "Comparison": _below_coverage(build(comparison, Layout())),
-            f"Against {held}": _below_coverage(build(comparison, Layout(baseline=against))),
-            "Effects of the axes": _below_coverage(effect_table(comparison)),
-        },
+        headline=[*coverage_lines(comparison), *headline(comparison, effects, against), *warnings],
+        tables={heading: _below_coverage(table) for heading, table in tables.items() if table.rows},
         cells={cell.plan["cell_id"]: cell.name for cell in comparison.cells},
         inside=[suite for suite, role in comparison.suites.items() if role != "out"],
         outside=[suite for suite, role in comparison.suites.items() if role == "out"],
@@ -61,30 +66,6 @@ def findings(sweep: SweepFolder, name: str, records: Records | None = None) -> F
 def _below_coverage(table: Table) -> str:
     """A table as Markdown; coverage and warnings head the report, once."""
     return markdown(replace(table, coverage=[], warnings=[])).strip()
-
-
-def _headline(comparison: Comparison) -> list[str]:
-    """Coverage first, then what stands out, each figure with the runs it is over, then warnings."""
-    lines = coverage_lines(comparison)
-    questions = {
-        "in": "Highest accuracy on the trained task",
-        "out": "Highest accuracy out of distribution",
-        "kl": "Furthest from the base, KL in nats per response",
-    }
-    for name, words in questions.items():
-        figure = comparison.figure(name)
-        found = [(estimate, cell) for cell in comparison.cells if (estimate := cell.estimate(figure)) is not None]
-        if found:
-            estimate, cell = max(found, key=lambda entry: entry[0].mean)
-            lines.append(f"{words}: {_words(estimate, cell.planned)}, {cell.name}")
-    if collapsed := sum(cell.collapsed for cell in comparison.cells):
-        lines.append(f"Collapsed on the trained task: {collapsed} runs")
-    return [*lines, *(f"Warning: {text}" for text in comparison.warnings)]
-
-
-def _words(estimate: Estimate, planned: int) -> str:
-    half = "" if estimate.ci_high is None else f" ± {estimate.ci_high - estimate.mean:.3f}"
-    return f"{estimate.mean:.3f}{half} (mean over {estimate.n} of {planned} runs)"
 
 
 def title(name: str) -> str:

@@ -16,7 +16,7 @@ from klsweep.mirror.content import Held
 from klsweep.record.folder import SweepFolder
 
 ANSWER_SECONDS = 30  # for one question
-RETRIES = 3  # of a question, after 2, 4 and 8 seconds at most
+RETRIES = 2  # of a question, after seconds
 PAGE = 100  # runs asked for at once
 
 

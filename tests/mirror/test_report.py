@@ -68,9 +68,10 @@ def test_a_dry_run_needs_no_server_and_prints_the_same_bytes_twice(cli, tmp_path
     view = json.loads(first.stdout)
     assert view["title"] == "klsweep mine"
     headline, table, against, _ = markdown(view)
-    assert headline.splitlines()[0] == "- mine: 2 cells, 4 runs: 4 done"
-    best = "- Highest accuracy on the trained task: 0.700 ± 0.000 (mean over 2 of 2 runs), k1 reward β=0.1 on_policy"
-    assert best in headline.splitlines()
+    coverage, best, *_, fallen = headline.splitlines()
+    assert coverage == "- mine: 2 cells, 4 runs: 4 done"
+    assert best.startswith("- Highest mean accuracy in distribution: k1 reward β=0.1 on_policy, 0.700 ±0.000;")
+    assert fallen == "- None of 4 ended runs diverged or collapsed."
     assert str(tmp_path) not in first.stdout
     assert [row.split("|")[3].strip() for row in table.splitlines()[2:5]] == ["", "0.1", "0.4"]
     assert "0.700 ±0.000" in table
@@ -121,7 +122,9 @@ def test_a_report_is_saved_and_the_next_call_updates_it(server, cli, tmp_path):
     found = json.loads(again.stdout)
     assert (found["url"], found["created"], found["runs"], found["runs_there"]) == (url, False, 2, 2)
     (view,) = server.views()
-    assert "Highest accuracy on the trained task: 0.800 (mean over 1 of 1 runs), k1 reward β=0.4" in markdown(view)[0]
+    headline, table, *_ = markdown(view)
+    assert headline.startswith("- mine: 2 cells, 2 runs: 2 done\n")
+    assert [row.split("|")[5].strip() for row in table.splitlines()[3:5]] == ["0.700", "0.800"]
     assert json.loads(view["spec"])["discussionThreads"] == [{"id": "a comment"}]
     assert view["displayName"] == "klsweep mine"
     assert server.refusals == []

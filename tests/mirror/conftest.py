@@ -26,7 +26,8 @@ class Cli:
         command = [sys.executable, "-m", "klsweep.cli", *map(str, words)]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         both = {**self.environment, **environment}
-        return subprocess.Popen(command, env=both, start_new_session=True, **pipes)  # pyright: ignore
+        heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731; ignored in a background shell
+        return subprocess.Popen(command, env=both, start_new_session=True, preexec_fn=heard, **pipes)  # pyright: ignore
 
     def __call__(self, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
         """Carry a command out."""

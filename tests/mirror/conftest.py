@@ -13,6 +13,10 @@ from tests.mirror.wandb_server import KEY, WandbServer, serving
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def _hear() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in a background shell
+
+
 class Cli:
     """`klsweep …` with the server as W&B, a home without credentials, and nothing else of the user's W&B."""
 
@@ -26,8 +30,7 @@ class Cli:
         command = [sys.executable, "-m", "klsweep.cli", *map(str, words)]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         both = {**self.environment, **environment}
-        heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731; ignored in a background shell
-        return subprocess.Popen(command, env=both, start_new_session=True, preexec_fn=heard, **pipes)  # pyright: ignore
+        return subprocess.Popen(command, env=both, start_new_session=True, preexec_fn=_hear, **pipes)  # pyright: ignore
 
     def __call__(self, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
         """Carry a command out."""

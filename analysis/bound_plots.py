@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from klsweep.analysis.plots import save
 from klsweep.theory.budget import Costs
 from klsweep.theory.decomposition import (
     Decomposition,
@@ -17,7 +18,6 @@ from klsweep.theory.decomposition import (
 )
 from klsweep.theory.inputs import Floats
 
-SUFFIXES = (".png", ".svg", ".pdf")
 TERMS = {"sampling": "C0", "clipping": "C1", "reward_shift": "C2", "total": "black"}
 
 
@@ -51,8 +51,7 @@ def plot_bound(found: Decomposition, log_ratios: Floats, costs: Costs, spent: Sp
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small")
     panels[0].set_ylabel("units of reward")
-    dates = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    figure.savefig(file, dpi=120, metadata=dates[file.suffix])
+    save(figure, file)
     pyplot.close(figure)
 
 

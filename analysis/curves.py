@@ -34,6 +34,20 @@ class Band:
     low: np.ndarray
     high: np.ndarray
 
+    @property
+    def whole(self) -> np.ndarray:
+        """The mean where no planned seed is missing, NaN elsewhere."""
+        return np.where(self.seeds >= self.planned, self.mean, np.nan)
+
+    @property
+    def partial(self) -> np.ndarray:
+        """The mean where one is, and at the points beside, so that the line goes on."""
+        missing = self.seeds < self.planned
+        beside = missing.copy()
+        beside[1:] |= missing[:-1]
+        beside[:-1] |= missing[1:]
+        return np.where(beside, self.mean, np.nan)
+
 
 @dataclass(frozen=True)
 class Curves:

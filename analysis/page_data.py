@@ -14,7 +14,7 @@ from klsweep.analysis.build import SHORT
 from klsweep.analysis.charts import Forest, Scatter, StabilityMap, forests, scatters, stability_maps
 from klsweep.analysis.choose import BETA, cell_label, text_of
 from klsweep.analysis.compare import Comparison, has_collapsed
-from klsweep.analysis.curves import STALE, Curves, learning_curves
+from klsweep.analysis.curves import STALE, Band, Curves, learning_curves
 from klsweep.analysis.load import RunResult
 from klsweep.analysis.stats import Estimate
 from klsweep.analysis.store import RunKey
@@ -118,9 +118,10 @@ def _curves(one: Curves, places: Mapping[RunKey, int]) -> dict[str, Any]:
         "bands": [
             {
                 "cell": band.cell,
-                "planned": band.planned,
                 "n": band.seeds.tolist(),
                 "mean": _all(band.mean),
+                "whole": None if (partial := _partial(band)) is None else _all(band.whole),
+                "partial": partial,
                 "low": _all(band.low),
                 "high": _all(band.high),
             }
@@ -128,6 +129,11 @@ def _curves(one: Curves, places: Mapping[RunKey, int]) -> dict[str, Any]:
         ],
         "runs": {places[key]: _all(values) for key, values in one.runs.items() if key in places},
     }
+
+
+def _partial(band: Band) -> list[float | None] | None:
+    """None, as mostly, if no planned seed is missing anywhere: the line is whole."""
+    return _all(band.partial) if bool((band.seeds < band.planned).any()) else None
 
 
 def _scatter(one: Scatter) -> dict[str, Any]:

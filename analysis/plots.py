@@ -1,8 +1,19 @@
-"""Figures, from plain rows. matplotlib without a display."""
+"""Figures, from plain rows, and how a figure becomes a file. matplotlib without a display."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+UNDATED = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+SUFFIXES = tuple(UNDATED)
+
+
+def save(figure: Any, file: Path) -> None:
+    """Write a figure in the format of the file's suffix: the same figure gives the same bytes."""
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": "klsweep"}):
+        figure.savefig(file, dpi=120, metadata=UNDATED[file.suffix])
 
 
 def bias_and_variance(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
@@ -33,5 +44,5 @@ def bias_and_variance(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         panel.set_xticks(range(min(lengths), max(lengths) + 1, 5))
         panel.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
-    figure.savefig(file, dpi=120, metadata={"Software": None})
+    save(figure, file)
     pyplot.close(figure)

@@ -41,14 +41,12 @@ function bandChart(width, curves, cells, colours) {
     if (few) {
       layer.append(make('path', { class: 'band', d: area(x, y, curves.x, band.low, band.high), fill: colour }));
     }
-    const whole = band.mean.map((v, i) => (band.n[i] >= band.planned ? v : null));
-    const partial = band.mean.map((v, i) => (band.n[i] < band.planned || band.n[i + 1] < band.planned || band.n[i - 1] < band.planned ? v : null));
     const last = band.mean.reduce((found, v, i) => (v === null ? found : i), 0);
     const text = `${name}: ${interval([band.mean[last], band.low[last], band.high[last], band.n[last]])} at update ${number(curves.x[last])}`;
     const common = { fill: 'none', stroke: colour, 'stroke-width': few ? 2 : 1 };
     const group = make('g', { class: 'curve', click: () => openCell([band.cell]), ...onHint(text) },
-      make('path', { ...common, d: path(x, y, curves.x, whole), 'stroke-dasharray': dash }),
-      make('path', { ...common, d: path(x, y, curves.x, partial), 'stroke-dasharray': '1 4', 'stroke-linecap': 'round' }),
+      make('path', { ...common, d: path(x, y, curves.x, band.whole || band.mean), 'stroke-dasharray': dash }),
+      make('path', { ...common, d: path(x, y, curves.x, band.partial || []), 'stroke-dasharray': '1 4', 'stroke-linecap': 'round' }),
       make('path', { d: path(x, y, curves.x, band.mean), fill: 'none', stroke: 'transparent', 'stroke-width': 12 }));
     layer.append(group);
     const known = curves.x.filter((_, i) => band.mean[i] !== null);

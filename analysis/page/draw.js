@@ -88,7 +88,7 @@ function path(x, y, xs, ys) {
   let text = '';
   let open = false;
   xs.forEach((value, i) => {
-    const there = y.holds(ys[i]);
+    const there = ys[i] !== undefined && y.holds(ys[i]);
     if (there) text += `${open ? 'L' : 'M'}${x(value).toFixed(1)} ${y(ys[i]).toFixed(1)}`;
     open = there;
   });

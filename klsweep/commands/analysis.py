@@ -71,6 +71,7 @@ def _declare_compare(commands: Commands) -> None:
     form.add_argument("--markdown", action="store_true", help="the same as --format markdown")
     text = "write a self-contained page: findings, tables, figures, links to runs"
     form.add_argument("--html", type=Path, metavar="FILE", help=text)
+    form.add_argument("--plots", type=Path, metavar="DIR", help="draw every figure there, as PNG, SVG and PDF")
     text = "print the table so; json: with coverage, notes, and the numbers and runs behind each entry"
     form.add_argument("--format", choices=["terminal", "markdown", "latex", "csv", "json", "html"], help=text)
     add_cache(compare)
@@ -137,6 +138,8 @@ def _compare(options: argparse.Namespace) -> int:
     layout = Layout(options.rows, options.columns, options.metric, options.baseline, options.detect)
     if options.html is not None:
         return _write_report(options, comparison, sweeps, layout)
+    if options.plots is not None:
+        return _draw(options.plots, comparison, layout)
     table = _effects(comparison, layout) if options.effects else build(comparison, layout)
     form = "markdown" if options.markdown else options.format
     if form in TEXTS:
@@ -161,6 +164,17 @@ def _write_report(
     return OK
 
 
+def _draw(folder: Path, comparison: "Comparison", layout: "Layout") -> int:
+    from klsweep.analysis.sweep_plots import plot_all
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with progress("drawing") as on_step:
+        written = plot_all(comparison, _effects(comparison, layout), folder, on_step)
+    for file in written or ["no run has a result or a curve yet: nothing is drawn"]:
+        print(file)
+    return OK
+
+
 def _again(options: argparse.Namespace) -> list[str]:
     """The command that these options are of."""
     words = ["klsweep", "compare", *map(str, options.sweeps)]
@@ -177,7 +191,7 @@ def _effects(comparison: "Comparison", layout: "Layout") -> "Table":
     from klsweep.analysis.effect_table import effect_table
 
     if layout.rows or layout.columns or layout.detect is not None:
-        raise BadInput("--effects: goes with --metric, --baseline and --where; its rows and columns are given")
+        raise BadInput("--effects and --plots go with --metric, --baseline and --where; rows and columns are given")
     runs = [run for cell in comparison.cells for run in cell.runs]
     return effect_table(comparison, layout.metrics, conditions(layout.baseline, runs))
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from klsweep.analysis.bound_plots import SUFFIXES, plot_bound
+from klsweep.analysis.bound_plots import plot_bound
 from klsweep.analysis.bounds import FIGURES, Asked, RunBound, recorded_components, recorded_log_ratios, run_bound
+from klsweep.analysis.plots import SUFFIXES
 from klsweep.cells import describe
 from klsweep.commands.bound_options import Common, FromRecord, FromSamples, load_array, options, told
 from klsweep.commands.parser import OK

@@ -17,12 +17,14 @@ from klsweep.model.reward_model import bradley_terry_loss, load_reward_model, ne
 from klsweep.objective.objective import build_objective
 from klsweep.record.files import read_json, read_rows
 from klsweep.record.folder import RunFolder
+from klsweep.rollout.random import Stream
 from klsweep.sweep.job import execute
 from klsweep.sweep.plan import write_plan
 from klsweep.tasks.reward import LearnedReward
 from klsweep.training import behaviour
+from klsweep.training.collect import Draws
 from klsweep.training.preferences import Samples, chosen_prompts, preferred_first
-from klsweep.training.reward_fit import calibration_error
+from klsweep.training.reward_fit import calibration_error, fit
 from klsweep.training.trainer import Trainer
 from tests.conftest import SMALL, planned, small_spec
 from tests.plain import chosen, response_distributions
@@ -285,3 +287,38 @@ def test_what_cannot_be_is_said_before_a_run(overrides, message):
         planned(*SHIFTED, *overrides)
     assert message in str(found.value)
     assert "\n" not in str(found.value)
+
+
+def test_each_prompt_is_answered_by_the_behaviour_whose_turn_it_is(sweep):
+    """The responses on record are those of update 2's milestone, and of the base, to their prompts and draws."""
+    spec, artifact = spec_of(sweep[0]), artifact_of(sweep[0])
+    reward, rows = spec.reward, list(read_rows(artifact / "preferences.jsonl"))
+    assert isinstance(reward, LearnedReward)
+    run = sweep[0].sweep.artifacts / "behaviour/runs" / (artifact / "behaviour_run").read_text().strip()
+    prompts = chosen_prompts(reward, len(spec.task.train_items()))
+    trainer = Trainer(spec, build_objective(*spec.objective_parts))
+    for turn, update in enumerate((0, 2)):
+        if update:
+            trainer.load_model(run / f"models/update-{update:06d}")
+        rollout = trainer.answers(prompts[turn::2], 4, Draws(reward.seed, Stream.PREFERENCES, update))
+        texts = trainer.policy.decode(rollout.generation.tokens.response_ids)
+        assert [text for row in rows if row["behaviour"] == update for text in row["responses"]] == texts
+
+
+def test_what_is_preferred_comes_to_have_the_higher_score():
+    """Pairs of responses "7" and "8", the first or the second preferred: always the one that says 7."""
+    reward = settings("reward.epochs=8", "reward.batch_size=8")
+    policy, pairs = load_base(small_spec().model), 24
+    firsts = [i % 3 == 0 for i in range(pairs)]
+    responses = policy.encode([text for first in firsts for text in (("7", "8") if first else ("8", "7"))])
+    prompts = policy.encode([f"{i}+1=" for i in range(10, 10 + pairs) for _ in range(2)])
+    whole = torch.ones(2 * pairs, len(prompts[0]), dtype=torch.int64)
+    tokens = Tokens(torch.tensor(prompts), whole, torch.tensor(responses), torch.ones(2 * pairs, 1))
+    model = new_reward_model(small_spec().model)
+    losses = fit(model, tokens, firsts, reward, lambda: None)
+    assert losses[0] == pytest.approx(math.log(2), abs=0.1)
+    assert losses[-1] < 0.1
+    scores = model.rewards(tokens, "raw", 16)
+    assert ((scores[0::2] > scores[1::2]) == torch.tensor(firsts)).all()
+    with pytest.raises(ValueError, match="none of 24 pairs has a better response"):
+        fit(model, tokens, [None] * pairs, reward, lambda: None)

@@ -107,13 +107,32 @@ def test_what_no_source_can_be(fields, message):
         ("list.jsonl", "[1]\n", "q", "line 1 is no JSON object"),
         ("other.csv", "x,y\n1,2\n", "a", r"no column 'a' \(columns: x, y\)"),
         ("broken.parquet", "PAR1", "a", "not a Parquet file"),
+        ("latin.jsonl", b'{"q": "caf\xe9", "a": 1}\n', "a", "latin.jsonl': not UTF-8 .*position 10"),
+        ("latin.csv", b"q,a\ncaf\xe9,1\n", "a", "latin.csv': not UTF-8"),
+        ("long.csv", f"q,a\n{'x' * 200_000},1\n", "a", "field larger than field limit"),
+        ("null.jsonl", '{"q": 1, "a": 0}\n{"q": 2, "a": null}\n', "a", "row 2 has no 'a', it is null"),
+        ("short.csv", "q,a\n1,2\n3\n", "a", "row 2 has no 'a'"),
     ],
 )
 def test_what_cannot_be_read(name, text, answer, message, tmp_path):
     if text is not None:
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(BadInput, match=message):
         list(source(tmp_path / name, answer).rows())
+
+
+def test_rows_that_are_left_out_may_have_no_answer(tmp_path):
+    (tmp_path / "some.jsonl").write_text('{"q": 1, "a": null, "s": "x"}\n{"q": 2, "a": 7, "s": "y"}\n')
+    assert [row["q"] for row in source(tmp_path / "some.jsonl", "a", where="s=y").rows()] == [2]
+
+
+def test_an_error_of_a_template_names_the_source(tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"q": "1", "a": 1}\n')
+    with pytest.raises(BadInput, match=r"own\.jsonl': template: 'p' is undefined \(columns: q, a\)"):
+        own_task(tmp_path / "own.jsonl", template="{{ p }}").eval_items()
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(BadInput, match=r"empty\.jsonl': no rows to evaluate on"):
+        own_task(tmp_path / "empty.jsonl").eval_items()
 
 
 def test_a_dataset_that_was_not_fetched(hub):
@@ -133,6 +152,8 @@ def test_templates_fill_in_columns_and_reach_nothing_else():
         ("{{ question.__class__.__mro__ }}", "unsafe"),
         ("{{ choices.append(1) }}", "unsafe"),
         ("{{ question", "template"),
+        ("{{ 1 / 0 }}", "template: division by zero"),
+        ("{{ range(10 ** 9) }}", "template: Range too big"),
     ):
         with pytest.raises(BadInput, match=message):
             render(bad, row)
@@ -377,7 +398,12 @@ def test_repeated_questions_are_evaluated_as_often_as_they_are_there(tmp_path):
         ("Answer: A. No, the answer is B", "B"),
         ("\\boxed{2}", None),
         ("\\boxed{Both}", None),
-        ("the answer is a lot", "A"),
+        ("**Answer:** B", "B"),
+        ("The correct answer is: **C**.", "C"),
+        ("The answer is (\nB)", "B"),
+        ("the answer is a lot", None),
+        ("The answer is B, and that answer is a good one", "B"),
+        ("answer: I'd say", None),
         ("B", None),
     ],
 )

@@ -15,7 +15,8 @@ from klsweep.tasks.template import render
 
 LETTERS = "ABCDEFGHIJ"
 
-_SAID = re.compile(r"\banswer\s*(?:is|:)\s*\(?([A-J])\b(?!['’])", re.IGNORECASE)
+# A capital letter, for "the answer is a good question"; marks of Markdown and a colon may stand before it.
+_SAID = re.compile(r"\b(?i:answer\s*(?:is|:))[\s:*(]*([A-J])\b(?!['’])")
 
 
 @component
@@ -48,7 +49,7 @@ class Choice(DataTask):
             found = letter if letter and letter in LETTERS and not rest.isalpha() else None
         else:
             said = _SAID.findall(text)
-            found = said[-1].upper() if said else None
+            found = said[-1] if said else None
         return Grade(found == item.answer, found)
 
     def options(self, item: Item) -> Options:

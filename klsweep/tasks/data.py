@@ -54,9 +54,13 @@ class DataTask:
         return str(row[source.answer])
 
     def items_of(self, source: Source) -> Iterator[tuple[Item, Row]]:
-        """The items of a source's rows."""
+        """The items of a source's rows. BadInput, naming the source, for one that the template does not fit."""
         for row in source.rows():
-            yield Item(render(self.template, row), self.answer_of(row, source)), row
+            try:
+                prompt = render(self.template, row)
+            except BadInput as error:
+                raise BadInput(f"source path={source.path!r}: {error}") from error
+            yield Item(prompt, self.answer_of(row, source)), row
 
 
 @lru_cache(maxsize=64)
@@ -64,7 +68,7 @@ def _split(task: DataTask) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
     """Training and evaluation items. BadInput if one that is asked for is empty."""
     held_out = tuple(item for item, _ in islice(task.items_of(task.evaluated), task.eval_prompts))
     if not held_out:
-        raise BadInput(f"{'eval_source' if task.eval_source else 'source'}: no rows to evaluate on")
+        raise BadInput(f"source path={task.evaluated.path!r}: no rows to evaluate on")
     if task.source is None:
         return (), held_out
     train = tuple(islice(_new(task.items_of(task.source), {item.prompt for item in held_out}), task.train_prompts))

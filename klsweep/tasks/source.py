@@ -83,17 +83,20 @@ class Source:
         return files
 
     def rows(self) -> Iterator[Row]:
-        """The rows, in the order of the files. BadInput for what cannot be read or has no such columns."""
+        """The rows, in the order of the files. BadInput for what cannot be read, has no such columns or no answer."""
         column, _, value = (self.where or "").partition("=")
         for file in self.files():
-            for row in READERS[file.suffix](file):
+            for number, row in enumerate(_read(file), 1):
                 for name in (self.answer, *([column] if column else [])):
                     if name not in row:
                         raise BadInput(
                             f"source path={self.path!r}: no column {name!r} (columns: {', '.join(map(str, row))})"
                         )
-                if not column or str(row[column]) == value:
-                    yield row
+                if column and str(row[column]) != value:
+                    continue
+                if row[self.answer] is None:  # which as text would be the answer "None"
+                    raise BadInput(f"source path={str(file)!r}: row {number} has no {self.answer!r}, it is null")
+                yield row
 
 
 def hub_folder(name: str) -> Path:
@@ -106,6 +109,15 @@ def hub_folder(name: str) -> Path:
 def split_file(name: str, commit: str, subset: str | None, split: str) -> Path:
     """The file of one fetched split."""
     return hub_folder(name) / commit / f"{subset or 'default'}.{split}.parquet"
+
+
+def _read(file: Path) -> Iterator[Row]:
+    try:
+        yield from READERS[file.suffix](file)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"source path={str(file)!r}: not UTF-8 ({error})") from error
+    except csv.Error as error:
+        raise BadInput(f"source path={str(file)!r}: {error}") from error
 
 
 def _jsonl(file: Path) -> Iterator[Row]:

@@ -21,10 +21,8 @@ def _compiled(template: str) -> Any:
 
 def render(template: str, row: Mapping[str, Any]) -> str:
     """The template filled in with a row's columns. BadInput for a column that is not there or a forbidden access."""
-    from jinja2 import TemplateError
-
     compiled = _compiled(template)
     try:
         return compiled.render(row)
-    except (TemplateError, TypeError) as error:
+    except Exception as error:  # an expression may raise whatever Python's operators do
         raise BadInput(f"template: {error} (columns: {', '.join(map(str, row))})") from error

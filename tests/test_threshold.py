@@ -9,8 +9,11 @@ import torch
 
 from klsweep.errors import BadInput
 from klsweep.objective.clip import FixedClip, QuantileClip
+from klsweep.objective.objective import build_objective
+from klsweep.objective.regulariser import Betas
 from klsweep.record.files import read_rows
 from klsweep.training.threshold import Calibrated, Threshold
+from klsweep.training.trainer import Trainer
 from tests.conftest import planned, small_spec
 from tests.test_training import run
 
@@ -90,6 +93,37 @@ def test_a_threshold_of_zero_is_refused_or_warned_of(capsys):
     assert warned.sees(5, mostly_zero) is None
     assert warned.tau == 0.7
     assert "kept at 0.7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_a_batch_that_is_not_finite_sets_no_threshold(odd):
+    spec = small_spec(*QUANTILE)
+    threshold = Threshold(quantile(window=1), GROUP, Calibrated())
+    threshold.sees(1, batch(1))
+    before = threshold.state
+    broken = batch(2)
+    broken[5] = odd
+    assert threshold.sees(2, broken) is None
+    assert threshold.state == before
+    objective = build_objective(*spec.objective_parts)
+    assert threshold.metrics(broken, torch.zeros(48), objective, Betas(0.1, 0.0)) == {}
+
+
+def test_a_divergence_is_one_with_a_threshold_too(tmp_path, monkeypatch):
+    plain = Trainer.score_batch
+    calls = []
+
+    def score_batch(self, tokens):
+        calls.append(tokens)
+        scores = plain(self, tokens)
+        lost = scores.old_logprobs if len(calls) < 6 else scores.old_logprobs * math.nan
+        return dataclasses.replace(scores, old_logprobs=lost)
+
+    monkeypatch.setattr(Trainer, "score_batch", score_batch)
+    outcome, folder = run(tmp_path, "a", *QUANTILE, "train.updates=7", "train.lr=5e-3")
+    assert outcome == ("diverged", "update 6: loss = nan is not finite")
+    *_, before, last = read_rows(folder.metrics)
+    assert ("clip/tau" in before, "clip/tau" in last) == (True, False)
 
 
 def test_until_the_first_threshold_nothing_is_clipped_then_as_fixed():

@@ -39,10 +39,11 @@ class Threshold:
         """Set τ from the batch of an update and those before; why it is refused, if it is.
 
         Args: `log_ratios` ℓ of each response ``[B]``. A batch without any, as at the start, where the policy is its
-        reference, does not count; nor is τ set before the window holds enough prompts for a quantile (2α < 1).
+        reference, does not count, nor does one that is not finite, as in an update that ends the run as diverged; nor
+        is τ set before the window holds enough prompts for a quantile (2α < 1).
         """
         clip, found = self._clip, log_ratios.double().abs().tolist()
-        if clip is None or not any(found):
+        if clip is None or not any(found) or not log_ratios.isfinite().all():
             return None
         window = [*self.state.window, found][-clip.window :]
         self.state = Calibrated(self.tau, window)
@@ -66,10 +67,11 @@ class Threshold:
         """τ in use and the terms of the fixed-policy bound (`theory.bound`) on this batch; none if τ is constant.
 
         `bound/sampling` (1 + 2βτ)α with the paper's α for this batch's n and K, `bound/clipping` β E|ℓ − ℓ^τ|, β
-        that of the clipped half. The first is left out where a reward lies outside [0, 1].
+        that of the clipped half. The first is left out where a reward lies outside [0, 1]; there is none of them where
+        an ℓ is not finite.
         """
         clip, tau = self._clip, self.tau
-        if clip is None or tau is None:
+        if clip is None or tau is None or not log_ratios.isfinite().all():
             return {}
         interval = ClipInterval.symmetric(tau)
         alpha = paper_alpha(len(rewards) // self._group_size, self._group_size, 1.0 - clip.confidence)

@@ -1,7 +1,8 @@
 """What can be said of a configuration before it runs: which gradient its KL term takes in expectation.
 
 Established on a small policy, see `klsweep.audit.bias`; said only where it carries over: on policy without truncated
-sampling, for one optimiser step per batch, and an aggregation whose normaliser does not depend on the responses.
+sampling, for one optimiser step per batch, an aggregation whose normaliser does not depend on the responses, and the
+estimators defined here. One of a plugin may be another function where the small policy's log-ratios do not reach.
 """
 
 import dataclasses
@@ -39,7 +40,8 @@ def claim(objective: Objective) -> Claim | None:
     lengths = objective.placement.in_reward and objective.algorithm.aggregation not in ("seq-sum", "fixed")
     lengths = lengths or (objective.placement.in_loss and objective.kl_aggregation not in ("seq-sum", "fixed"))
     nonlinear = compares(objective) and not objective.algorithm.linear
-    if not objective.has_kl or lengths or nonlinear or _uneven(objective):
+    foreign = not type(objective.estimator).__module__.startswith("klsweep.")
+    if not objective.has_kl or lengths or nonlinear or foreign or _uneven(objective):
         return None
     # whatever changes neither halves nor their proportion is set to one value, so that few cells need an audit
     algorithm = dataclasses.replace(objective.algorithm, aggregation="seq-sum")

@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from klsweep.errors import BadInput
 from klsweep.model.source import SHIPPED
 from klsweep.objective.objective import Undefined, build_objective
 from tests.conftest import planned
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 # A change of any of these orphans every finished run of every user: they may only be added to.
 GOLDEN = {
@@ -268,3 +271,10 @@ def test_nothing_is_claimed_where_the_audit_does_not_carry_over():
         ["placement=reward_and_loss", "kl.schedule=linear", "kl.final_coef=0.1", "kl.final_loss_coef=0.0"],
     ):
         assert planned("estimator=k1,k3", *change).notes == []
+
+
+def test_nothing_is_claimed_of_a_plugins_estimator(monkeypatch):
+    """Huber is k2 on the audited tables, where no |ℓ| is above 1, and another function beyond."""
+    monkeypatch.syspath_prepend(str(EXAMPLES / "mylab"))
+    overrides = ["plugins=[mylab.rl]", "estimator=huber,k2", "placement=loss"]
+    assert planned(*overrides).notes == []

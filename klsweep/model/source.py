@@ -83,6 +83,18 @@ class Model:
         text = self.template_text()
         return None if text is None else f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
+    def check_room(self, name: str, response_tokens: int) -> None:
+        """BadInput if responses alone take all positions that its configuration names; the prompts' are not looked at.
+
+        `name`: the node whose `max_response_tokens` these are.
+        """
+        positions = _positions(self.location, self.pinned_revision())
+        if positions is not None and response_tokens >= positions:
+            raise BadInput(
+                f"{name}.max_response_tokens={response_tokens}: model.path={self.path!r} has positions for {positions} "
+                "tokens, those of the prompt included"
+            )
+
     def is_cached(self) -> bool:
         """True if a compute node without a network can load it: a folder, or every weight file in the local cache."""
         if self.path in SHIPPED or is_folder(self.path):
@@ -127,6 +139,13 @@ def _tokenizer_template(location: str, commit: str | None) -> str:
     if not found:
         raise BadInput(f"model.template=tokenizer: the tokenizer of model.path={location!r} has no chat template")
     return found
+
+
+@lru_cache(maxsize=64)
+def _positions(location: str, commit: str | None) -> int | None:
+    """Most tokens that a model has positions for, None if its configuration does not say."""
+    file = _small_file(location, commit, "config.json")
+    return json.loads(file.read_text(encoding="utf-8")).get("max_position_embeddings") if file else None
 
 
 def _small_file(location: str, commit: str | None, name: str) -> Path | None:

@@ -171,9 +171,11 @@ def _check_overlap(runs: Sequence[PlannedRun]) -> None:
 
 
 def check_engines(specs: Iterable[RunSpec]) -> None:
-    """BadInput if one of these runs could not sample."""
+    """BadInput if one of these runs could not sample, or has no GPU."""
     for engine, model, here in {(s.rollout, s.model, isinstance(s.launcher, Local)) for s in specs}:
         engine.check(model, here)
+        if here and model.device == "cuda" and not device_count():
+            raise BadInput("model.device=cuda: there is no GPU here that torch can use (auto, or cpu)")
 
 
 def _values(expansion: Expansion, overrides: list[str], runs: list[PlannedRun]) -> list[Tagged]:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from klsweep.cells import describe
 from klsweep.config.build import RunSpec
 from klsweep.errors import BadInput
+from klsweep.model.source import Model
 from klsweep.record.claims import beating, wait_for_turn
 from klsweep.record.files import Row, read_rows, write_json
 from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
@@ -32,11 +33,13 @@ POLL_SECONDS = 2.0
 def run_plan(plan: Plan) -> int | Submission:
     """Write the sweep folder and carry out what is left to do: the runs that did not end well, or what was submitted.
 
-    BadInput, before anything is submitted, if SLURM does not answer, an input is not cached, or the budget is exceeded.
+    BadInput, before anything is submitted, if SLURM does not answer, an input is not cached, or the budget is exceeded;
+    and before anything is written, if responses are longer than their model.
     """
     if not plan.to_run:
         write_plan(plan)
         return 0
+    _check_lengths(run.spec for run in plan.to_run)
     launchers = launchers_of({run.run_id: run.spec for run in plan.to_run})
     if not isinstance(launchers, dict):
         write_plan(plan)
@@ -46,6 +49,16 @@ def run_plan(plan: Plan) -> int | Submission:
     check_budget(plan, launchers)
     specs = {run.run_id: run.spec for run in plan.to_run}
     return submit_runs(plan.folder, launchers, specs, lambda wanted: write_plan(plan, wanted), revive=False)
+
+
+def _check_lengths(specs: Iterable[RunSpec]) -> None:
+    """BadInput if a response may be as long as all positions of its model; with its prompts, each run looks itself."""
+    found = set[tuple[Model, str, int]]()
+    for spec in specs:
+        tasks = {"task": spec.task, **{f"eval.suites.{name}": suite for name, suite in spec.eval.suites.items()}}
+        found |= {(spec.model, name, task.max_response_tokens) for name, task in tasks.items()}
+    for model, name, tokens in found:
+        model.check_room(name, tokens)
 
 
 def run_here(sweep: SweepFolder, rows: Sequence[Row], launcher: Local, names: Mapping[str, str]) -> int:

@@ -56,6 +56,14 @@ CASES = {
     "workers": (["train", "launcher.parallel=0"], "launcher.parallel=0: Input should be greater than 0"),
     "model folder": (["train", "model.path=/no/such/folder"], "model.path='/no/such/folder': no such folder"),
     "relative model folder": (["train", "model.path=./none"], "model.path='./none': no such folder"),
+    "responses too long for the model": (
+        ["train", "task.max_response_tokens=256"],
+        "task.max_response_tokens=256: model.path='klsweep/tiny' has positions for 256 tokens",
+    ),
+    "responses of a suite too long": (
+        ["train", "eval.suites.max.max_response_tokens=300"],
+        "eval.suites.max.max_response_tokens=300: model.path='klsweep/tiny' has positions for 256",
+    ),
     "dtype": (["train", "model.dtype=float16"], "model.dtype='float16': Input should be 'float32' or 'bfloat16'"),
     "too many prompts": (["train", "task.train_prompts=100000"], "'add' has only 10000 distinct prompts"),
     "trained on what is evaluated": (
@@ -164,6 +172,13 @@ def test_a_folder_without_weights(in_tmp, capsys):
     (in_tmp / "empty").mkdir()
     assert main(["train", "model.path=./empty", "sweep_dir=s"]) == 2
     assert "holds no *.safetensors weights" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_there(in_tmp, capsys, monkeypatch):
+    monkeypatch.setattr("klsweep.sweep.plan.device_count", lambda: 0)
+    assert main(["train", "model.device=cuda", "sweep_dir=s"]) == 2
+    assert capsys.readouterr().err.startswith("klsweep: error: model.device=cuda: there is no GPU here")
+    assert not (in_tmp / "s").exists()
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def _modified(file: Path) -> float:
 
 
 def shared_artifact(
-    folder: Path, build: Callable[[Path], None], check: Callable[[], None] = lambda: None, poll_seconds: float = 0.1
+    folder: Path, build: Callable[[Path], None], poll_seconds: float = 0.1, check: Callable[[], None] = lambda: None
 ) -> Path:
     """The artefact `folder`, built once by whoever comes first; others wait for it.
 

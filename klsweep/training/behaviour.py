@@ -50,7 +50,7 @@ def prepare_reward_model(config: Node, spec: RunSpec, artifacts: Path, should_st
             raise Stopped(reason)
 
     try:
-        shared_artifact(artifact, lambda folder: _build(folder, config, artifacts, should_stop, check), check)
+        shared_artifact(artifact, lambda folder: _build(folder, config, artifacts, should_stop, check), check=check)
     except Stopped as stopped:
         return str(stopped)
     return None

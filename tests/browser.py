@@ -34,8 +34,8 @@ class Page:
     def open(self, address: str, width: int = 1280, height: int = 900) -> None:
         """Go there and wait until it has loaded."""
         self.resize(width, height)
-        self._call("Page.navigate", url=address)
-        while not any(event["method"] == "Page.loadEventFired" for event in self._events):
+        found = self._call("Page.navigate", url=address)
+        while "loaderId" in found and not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._receive()
         self._events.clear()
 

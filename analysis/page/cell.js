@@ -9,7 +9,7 @@ function openCell(cells) {
   const close = make('button', { type: 'button', class: 'close', 'aria-label': 'close', click: () => dialog.close() }, '×');
   const ids = [...new Set(cells.map((i) => data.cells[i].id))];
   dialog.replaceChildren(close, make('h2', {}, names.slice(0, 4).join('; ') + (names.length > 4 ? `; and ${names.length - 4} more` : '')),
-    make('p', { class: 'note' }, ids.slice(0, 4).join(' ')), runTable(runs, cells.length > 1));
+    make('p', { class: 'note' }, ids.slice(0, 4).join(' ')), runTable(runs, false, cells.length > 1));
   if (!dialog.open) dialog.showModal();
   history.replaceState(null, '', `#${address(cells)}`);
   const width = Math.floor(Math.min(460, dialog.clientWidth - 24));
@@ -23,12 +23,13 @@ function seedChart(width, curves, runs) {
   const own = runs.filter((run) => run in curves.runs);
   if (!own.length) return null;
   const { svg, x, y, layer } = frame(width, 200, curves.x, own.flatMap((run) => curves.runs[run]), { x: 'update', y: '', label: `${curves.title}, each run` }, curves.log);
-  own.forEach((run, i) => {
+  own.forEach((run) => {
     const values = curves.runs[run];
+    const colour = COLOURS[runs.indexOf(run) % 10];
     const text = `seed ${data.runs[run].seed}, ${data.runs[run].state}, ${data.runs[run].id}`;
-    layer.append(make('path', { d: path(x, y, curves.x, values), fill: 'none', stroke: COLOURS[i % 10], 'stroke-width': 1.5, ...onHint(text) }));
+    layer.append(make('path', { d: path(x, y, curves.x, values), fill: 'none', stroke: colour, 'stroke-width': 1.5, ...onHint(text) }));
     const known = curves.x.map((_, j) => j).filter((j) => y.holds(values[j]));
-    if (known.length === 1) layer.append(make('circle', { cx: x(curves.x[known[0]]), cy: y(values[known[0]]), r: 3, fill: COLOURS[i % 10], ...onHint(text) }));
+    if (known.length === 1) layer.append(make('circle', { cx: x(curves.x[known[0]]), cy: y(values[known[0]]), r: 3, fill: colour, ...onHint(text) }));
   });
   return svg;
 }

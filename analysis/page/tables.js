@@ -101,15 +101,16 @@ function runLinks(run) {
   return parts.flatMap((part, i) => (i ? [' ', part] : [part]));
 }
 
-function runTable(runs, withCell) {
-  const titles = [...(withCell ? ['cell'] : []), 'seed', 'state', ...data.figures, 'files'];
-  const rows = runs.map((place) => {
+function runTable(runs, isList, withCell = isList) {
+  const titles = [...(withCell ? ['cell'] : []), 'seed', 'state', 'files', ...data.figures];
+  const rows = runs.map((place, i) => {
     const run = data.runs[place];
     const cell = withCell ? [make('td', {}, make('a', { href: `#${address([run.cell])}`, click: (event) => { event.preventDefault(); openCell([run.cell]); } }, data.cells[run.cell].name))] : [];
-    return make('tr', {}, ...cell, make('td', {}, String(run.seed)),
+    const line = isList ? null : make('span', { class: 'dot', style: `background:${COLOURS[i % 10]}` }); // as its curves
+    return make('tr', {}, ...cell, make('td', {}, line || '', String(run.seed)),
       make('td', {}, make('span', { class: `state ${run.state}` }, run.state), run.note ? ` ${run.note}` : ''),
-      ...run.figures.map((value) => make('td', { 'data-value': value }, value === null ? '–' : value.toFixed(3))),
-      make('td', { class: 'files' }, ...runLinks(run)));
+      make('td', { class: 'files' }, ...runLinks(run)),
+      ...run.figures.map((value) => make('td', { 'data-value': value }, value === null ? '–' : value.toFixed(3))));
   });
   const table = make('table', {}, make('thead', {}, make('tr', {}, ...titles.map((title) => make('th', {}, title)))), make('tbody', {}, ...rows));
   sortable(table);

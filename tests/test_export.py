@@ -9,11 +9,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from klsweep.cli import main
+from klsweep.model.policy import load_policy
 from klsweep.model.source import SHIPPED
 from klsweep.record.files import read_rows
 from klsweep.record.folder import RunFolder, SweepFolder
 from klsweep.training import trainer
-from tests.conftest import SMALL
+from klsweep.training.export import generation_config
+from tests.conftest import SMALL, small_spec
 
 QUICK = [*SMALL, "train.updates=3", "wandb.mode=disabled", "launcher.parallel=1", "launcher.threads=1"]
 
@@ -41,9 +43,26 @@ def test_the_folder_is_the_trained_network(run, in_tmp, capsys):
     assert AutoTokenizer.from_pretrained("out/model")("12+3=")["input_ids"]
     config = network.generation_config
     assert (config.do_sample, config.temperature, config.top_p, config.max_new_tokens) == (True, 0.9, 1.0, 8)
-    assert config.eos_token_id == [1]
+    assert (config.eos_token_id, config.top_k) == ([1], 0)
     assert sorted(path.name for path in in_tmp.iterdir()) == ["out"]
     assert [path.name for path in (in_tmp / "out").iterdir()] == ["model"]
+
+
+def test_nothing_of_how_the_base_is_sampled_stays():
+    spec = small_spec("rollout.top_p=0.9")
+    policy = load_policy(spec.model)
+    policy.network.generation_config.update(top_k=20, repetition_penalty=1.05, min_p=0.1, temperature=0.7)
+    written = generation_config(spec, policy)
+    said = {key: value for key, value in written.to_diff_dict().items() if key != "transformers_version"}
+    assert said == {
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_p": 0.9,
+        "top_k": 0,
+        "max_new_tokens": 8,
+        "eos_token_id": [1],
+        "pad_token_id": 0,
+    }
 
 
 def test_the_card_says_what_the_record_says(run, in_tmp):

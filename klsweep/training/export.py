@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,10 +49,10 @@ def export_weights(spec: RunSpec, run: RunFolder, update: int, milestone: Path |
         trained.load_weights(run, update)
     tokens = _probes(spec, run, trained.policy)
     before = trained.score(tokens).old_logprobs
-    trained.policy.network.generation_config.update(**_generation(spec, trained.policy))
     if (template := spec.model.template_text()) is not None:  # which need not be the tokenizer's own
         trained.policy.tokenizer.chat_template = template
     trained.write_model(target)
+    generation_config(spec, trained.policy).save_pretrained(target)  # in the place of the base's
     del trained
     memory.release()
     written = dataclasses.replace(spec.model, path=str(target), revision=None)
@@ -68,16 +68,20 @@ def _trainer(spec: RunSpec) -> Trainer:
     return Trainer(plain, build_objective(*spec.objective_parts))
 
 
-def _generation(spec: RunSpec, policy: Policy) -> dict[str, object]:
-    """How the policy was sampled, as a generation config says it."""
-    return {
-        "do_sample": True,
-        "temperature": spec.rollout.temperature,
-        "top_p": spec.rollout.top_p,
-        "max_new_tokens": spec.task.max_response_tokens,
-        "eos_token_id": list(policy.stop_ids),
-        "pad_token_id": policy.tokenizer.pad_token_id,
-    }
+def generation_config(spec: RunSpec, policy: Policy) -> Any:
+    """How the policy was sampled, and nothing of the base's besides: no top-k (unset, it is 50), no penalties."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        do_sample=True,
+        temperature=spec.rollout.temperature,
+        top_p=spec.rollout.top_p,
+        top_k=0,
+        max_new_tokens=spec.task.max_response_tokens,
+        bos_token_id=policy.network.generation_config.bos_token_id,
+        eos_token_id=list(policy.stop_ids),
+        pad_token_id=policy.tokenizer.pad_token_id,
+    )
 
 
 def _probes(spec: RunSpec, run: RunFolder, policy: Policy) -> Tokens:

@@ -25,7 +25,8 @@ class SweepProgress:
         self._console = console
         self._live = Live(console=console, transient=True) if console.is_terminal else None
         self._active: dict[str, Row] = {}
-        self._updates_done: dict[str, int] = {}
+        self._updates_done = dict.fromkeys(self._runs, 0)
+        self._updates_planned = {run_id: row["updates"] for run_id, row in self._runs.items()}
         self._bases_shown: set[tuple[str | None, ...]] = set()
         self._ended = 0
         self._start = self._said_at = time.monotonic()
@@ -52,8 +53,10 @@ class SweepProgress:
         self._show_base(folder, status)
         self._ended += 1
         self._active.pop(folder.run_id, None)
-        self._updates_done[folder.run_id] = self._runs[folder.run_id]["updates"]
-        if status["state"] != "done":
+        if status["state"] == "done":
+            self._updates_done[folder.run_id] = self._updates_planned[folder.run_id]
+        else:  # what is left of it nobody waits for
+            self._updates_planned[folder.run_id] = self._updates_done[folder.run_id]
             cause = status.get("cause") or ""
             self._console.print(
                 Text(f"{status['state']}: {self._name(folder.run_id)}: {cause} ({folder.path})", style="red")
@@ -79,7 +82,7 @@ class SweepProgress:
             self._console.print(Group(self._headline(), *(self._line(run) for run in self._active)))
 
     def _headline(self) -> Text:
-        total = sum(row["updates"] for row in self._runs.values())
+        total = sum(self._updates_planned.values())
         done = sum(self._updates_done.values())
         elapsed = time.monotonic() - self._start
         eta = f"{elapsed * (total - done) / done:.0f} s" if done else "unknown"

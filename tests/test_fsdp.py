@@ -17,6 +17,7 @@ from klsweep.record.files import read_json, read_rows
 from klsweep.record.folder import RunFolder
 from klsweep.sweep.job import execute
 from klsweep.sweep.plan import write_plan
+from klsweep.sweep.ranks import Meeting, Party
 from klsweep.training.shards import TensorFiles, file_name, write
 from klsweep.training.share import Share
 from tests.conftest import planned, small_spec
@@ -256,3 +257,15 @@ def test_what_does_not_fit_is_refused_in_one_line(overrides, message, in_tmp, ca
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_signals_are_heard_again_where_a_rank_cannot_be_started(tmp_path, monkeypatch):
+    def start(self) -> None:
+        raise OSError("no process")
+
+    monkeypatch.setattr("multiprocessing.context.SpawnProcess.start", start)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    meeting = Meeting("127.0.0.1", 1, 1, 2, 1, "cpu")
+    with pytest.raises(OSError, match="no process"), Party(RunFolder(tmp_path), 1, meeting, range(1, 2)):
+        pass
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before

@@ -132,9 +132,11 @@ class Party:
 
     def __enter__(self) -> "Party":
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until they ignore them
-        for process in self._processes.values():
-            process.start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            for process in self._processes.values():
+                process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._watch = threading.Thread(target=self._look_after, daemon=True)
         self._watch.start()
         return self

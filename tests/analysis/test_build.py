@@ -165,6 +165,21 @@ def test_cells_that_rows_do_not_tell_apart_are_taken_together(study):
     assert any(note.startswith("Rows over several cells") for note in table.notes)
 
 
+def test_a_seed_that_one_of_them_lacks_is_no_pair(study):
+    """Cells taken together, one with a fifth seed: the difference is over the four that all have."""
+    write_run(study, cell("reward", "on_policy", 4), "done", 0.0)
+    write_run(study, cell("none", "on_policy", 4), "done", 0.9)
+    layout = Layout(rows=["placement"], columns=["in"], baseline=["placement=none"])
+    table = build(compare(study, where=["placement!=loss"]), layout)
+    on, off = (
+        [a - b for a, b in zip(STUDY["reward", sampling], STUDY["none", sampling], strict=True)]
+        for sampling in ("on_policy", "off_policy")
+    )
+    known = stats.ttest_1samp([(a + b) / 2 for a, b in zip(on, off, strict=True)], 0).confidence_interval()
+    values = column(table, "Δ in")[2].values
+    assert (values["n"], values["ci_low"], values["ci_high"]) == (4, *map(pytest.approx, known))
+
+
 def test_what_happened_during_runs(sweep):
     for seed, drop in enumerate([None, 30, 40]):
         write_run(sweep, plan_row("a", seed), "done", 0.8)
@@ -215,6 +230,14 @@ def test_results_made_otherwise_are_rows_apart_unless_asked(sweep):
     assert len(mixed.warnings) == 2
 
 
+def test_a_run_without_a_result_stands_where_it_will_be_evaluated_alike(sweep):
+    write_run(sweep, plan_row("a", 0), "done", 0.8)
+    write_run(sweep, {**plan_row("a", 1), "eval_id": "e2"}, "done", 0.6)
+    sweep.extend_plan([{**plan_row("a", 2), "eval_id": "e2"}, {**plan_row("a", 3), "eval_id": "e3"}])
+    table = build(compare(sweep), Layout())
+    assert [[e.text for e in line.entries[3:5]] for line in table.rows[1:]] == [["e1", "1/2"], ["e2", "1/2"]]
+
+
 def test_one_run_evaluated_twice_counts_once_if_mixed(tmp_path):
     one, two = SweepFolder(tmp_path / "one"), SweepFolder(tmp_path / "two")
     for seed, (first, second) in enumerate([(0.8, 0.6), (0.9, 0.7)]):
@@ -230,6 +253,26 @@ def test_where_chooses_runs_and_says_how_many_are_left_out(study):
     table = build(compare(study, where=["sampling=on_policy", "placement!=none", "seed<3"]), Layout(columns=["in"]))
     assert column(table, "in")[1].values["n"] == 3
     assert table.coverage[0].endswith("2 cells, 6 runs: 6 done (14 runs left out by --where)")
+
+
+@pytest.mark.parametrize(
+    ("condition", "betas"),
+    [
+        ("kl.coef>=0.2", [0.2, 0.4]),
+        ("kl.coef>0.2", [0.4]),
+        ("kl.coef<=0.2", [0.1, 0.2]),
+        ("kl.coef<0.2", [0.1]),
+        ("kl.coef=0.10,0.4", [0.1, 0.4]),
+        ("kl.coef!=0.1", [0.2, 0.4, None]),
+        ("kl.coef=null", [None]),
+        ("estimator=–", [None]),
+    ],
+)
+def test_conditions(sweep, condition, betas):
+    for beta in (0.1, 0.2, 0.4):
+        write_run(sweep, cell("reward", "on_policy", 0, beta), "done", 0.5)
+    write_run(sweep, cell("none", "on_policy", 0), "done", 0.5)
+    assert [found.plan["kl_coef"] for found in compare(sweep, where=[condition]).cells] == betas
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ def test_conditions(sweep, condition, betas):
         (["--rows", "axis"], "'axis': no such key"),
         (["--detect", "0.1"], "--detect=0.1: goes with --baseline"),
         (["--mix", "seeds"], "mix=seeds: choose from evaluation, science, plugins, prompts, origin, all"),
-        (["--effects", "--rows", "placement"], "--effects: goes with --metric, --baseline and --where"),
+        (["--effects", "--rows", "placement"], "--effects and --plots go with --metric, --baseline and --where"),
     ],
 )
 def test_bad_choices_are_answered_in_one_line(study, capsys, arguments, message):

@@ -239,5 +239,5 @@ _PLAIN: dict[str, Callable[[Group], Entry]] = {
 
 
 def _base_line(base: Base, labels: int, made: Sequence[_Made]) -> Line:
-    head = [label_entry(f"base {base.model}", None), *[label_entry("", None)] * (labels - 1)]
+    head = [label_entry(name := f"base {base.model}", name), *[label_entry("", None)] * (labels - 1)]
     return Line([*head, *(one.base(base) for one in made)], [], [])

@@ -39,6 +39,8 @@ def ask(collected: Collected, sql: str) -> Answer:
     with connected(collected) as connection:
         try:
             found = connection.execute(sql)
+            if found is None:  # of an empty text, whatever its type says
+                raise BadInput("query: nothing is asked")
             return Answer([column[0] for column in found.description or []], found.fetchall())
         except duckdb.Error as error:
             reason = str(error).split("\nLINE ")[0]  # without the query, which the user knows

@@ -53,8 +53,8 @@ def _declare_compare(commands: Commands) -> None:
     compare.add_argument("--baseline", help=text, **several)
     text = "axes and fields that make a row, separated by commas (default: all in which cells differ)"
     compare.add_argument("--rows", type=_words, default=[], metavar="KEY,…", help=text)
-    text = "paper, overview, runs, suites, in, out, kl, entropy, reward, divergence, collapse, trouble, outcome, iqm/out, "
-    text += "a suite, any logged figure; or axes: a column for each of their levels"
+    text = "paper, overview, runs, suites, in, out, kl, entropy, reward, divergence, collapse, trouble, outcome, "
+    text += "iqm/out, a suite, any logged figure; or axes: a column for each of their levels"
     compare.add_argument("--columns", type=_words, default=[], metavar="NAME,…", help=text)
     text = "figures that are held against the baseline (default: in, out, kl) or fill a column per level (default: out)"
     compare.add_argument("--metric", type=_words, default=[], metavar="NAME,…", help=text)

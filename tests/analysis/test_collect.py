@@ -230,6 +230,8 @@ def test_a_query_that_cannot_be_answered_is_one_line(sweep, capsys):
     assert main(["query", str(sweep.path), "SELECT rewrd FROM metrics"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('klsweep: error: query: Binder Error: Referenced column "rewrd" not found')
+    assert main(["query", str(sweep.path), " "]) == 2
+    assert "query: nothing is asked" in capsys.readouterr().err
     assert main(["query", str(sweep.path), "SELECT 1", "--cache", "/proc/none"]) == 2
     assert "--cache=/proc/none: cannot be written" in capsys.readouterr().err
 

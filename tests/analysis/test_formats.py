@@ -79,6 +79,15 @@ def test_csv_has_a_column_for_each_number():
     assert second == ["0.1", "0.4", "", "tied", "1", "[1]", ""]
 
 
+def test_csv_names_the_base_model(sweep):
+    write_run(sweep, plan_row("a", 0), "done", 0.8)
+    rows = list(csv.DictReader(line for line in as_csv(build(compare(sweep), Layout())).splitlines() if line[0] != "#"))
+    assert [(row["estimator"], row["kl.coef"], row["add.mean"]) for row in rows] == [
+        ("base tiny", "", "0.4"),
+        ("k1", "0.1", "0.8"),
+    ]
+
+
 def test_json_has_the_whole_table():
     found = json.loads(as_json(by_hand()))
     assert (found["coverage"], found["notes"], found["warnings"]) == (

@@ -242,16 +242,16 @@ def test_a_choice_that_reaches_beyond_its_node_is_composed_in_full(in_tmp):
 
 
 def test_a_users_component_needs_its_package_allowed(in_tmp, monkeypatch):
-    (in_tmp / "mylab.py").write_text(
+    (in_tmp / "halflab.py").write_text(
         "from klsweep.component import component\nfrom klsweep.objective.kl import Estimator\n\n"
         "@component\nclass Half(Estimator):\n    def __call__(self, log_ratio, exact_kl=None):\n"
         "        return log_ratio / 2\n"
     )
     monkeypatch.syspath_prepend(str(in_tmp))
     (in_tmp / "estimator").mkdir()
-    (in_tmp / "estimator" / "half.yaml").write_text("_target_: mylab.Half\ngradient: same\nclip_gradient: false\n")
+    (in_tmp / "estimator" / "half.yaml").write_text("_target_: halflab.Half\ngradient: same\nclip_gradient: false\n")
     with composer(in_tmp) as session:
-        cell = expand(session, ["estimator=half", "plugins=[mylab]"]).cells[0]
+        cell = expand(session, ["estimator=half", "plugins=[halflab]"]).cells[0]
         assert Builder().run_spec(cell.config).estimator(6.0) == 3.0  # pyright: ignore
         cell = expand(session, ["estimator=half"]).cells[0]
         with pytest.raises(ValueError, match="only targets in klsweep are built"):

@@ -204,7 +204,7 @@ def test_an_interrupt_checkpoints_and_the_same_command_goes_on(interrupt, in_tmp
 
 
 def test_a_second_launcher_leaves_running_runs_alone(in_tmp):
-    arguments = [*[a for a in QUICK if "updates" not in a], "train.updates=300", "seed=0,1"]
+    arguments = [*[a for a in QUICK if "updates" not in a], "train.updates=1000", "seed=0,1"]
     launcher = _start(in_tmp, *arguments)
     sweep = SweepFolder(in_tmp / "sweeps/default")
     _wait_until(lambda: len(_running(sweep, 2)) == 2)

@@ -204,7 +204,7 @@ def test_an_interrupt_checkpoints_and_the_same_command_goes_on(interrupt, in_tmp
 
 
 def test_a_second_launcher_leaves_running_runs_alone(in_tmp):
-    arguments = [*[a for a in QUICK if "updates" not in a], "train.updates=1000", "seed=0,1"]
+    arguments = [*[a for a in QUICK if "updates" not in a], "train.updates=4000", "seed=0,1"]
     launcher = _start(in_tmp, *arguments)
     sweep = SweepFolder(in_tmp / "sweeps/default")
     _wait_until(lambda: len(_running(sweep, 2)) == 2)
@@ -213,7 +213,7 @@ def test_a_second_launcher_leaves_running_runs_alone(in_tmp):
     assert second.returncode == 0, second.stderr
     assert "0 done, 2 running or queued elsewhere, 0 to run" in second.stdout
     assert configs == [sweep.run(row["run_id"]).config.stat().st_mtime_ns for row in sweep.plan()]
-    assert launcher.wait(timeout=200) == 0
+    assert launcher.wait(timeout=400) == 0
     assert [sweep.run(row["run_id"]).status()["attempt"] for row in sweep.plan()] == [1, 1]
 
 

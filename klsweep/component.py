@@ -13,7 +13,7 @@ from dataclasses import fields
 from typing import Annotated, TypeVar, dataclass_transform, get_args, get_type_hints
 
 from annotated_types import Ge, Lt
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 T = TypeVar("T")
@@ -34,3 +34,22 @@ def used_fields(cls: type) -> frozenset[str]:
     own = inspect.get_annotations(cls)
     names = (f.name for f in fields(cls))
     return frozenset(name for name in names if name in own or type(None) not in get_args(hints[name]))
+
+
+def one_line(error: ValidationError, cls: type, prefix: str) -> str:
+    """The first problem of a component's values in one line: field, value, and what is allowed."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if not field:  # a check across fields, which names them itself
+        if "ctx" not in first:
+            return f"{prefix}{first['msg']}"
+        text = str(first["ctx"]["error"])
+        return text if text.startswith(prefix) else f"{prefix.rstrip('.')}: {text}"
+    if first["type"] in ("unexpected_keyword_argument", "missing", "missing_keyword_only_argument"):
+        names = ", ".join(f.name for f in fields(cls))
+        problem = "unknown key" if first["type"] == "unexpected_keyword_argument" else "missing"
+        return f"{prefix}{field}: {problem} (keys: {names})"
+    others = [".".join(str(part) for part in other["loc"]) for other in error.errors()[1:]]
+    more = f" (wrong, too: {', '.join(others)})" if others else ""
+    value = "null" if first["input"] is None else repr(first["input"])
+    return f"{prefix}{field}={value}: {first['msg']}{more}"

@@ -17,8 +17,9 @@ from klsweep.cli import main
 from klsweep.config.compose import composer
 from klsweep.model.source import SHIPPED
 from klsweep.record.folder import RunFolder, SweepFolder
-from klsweep.sweep.launch_local import Local, launch
+from klsweep.sweep.launch_local import launch
 from klsweep.sweep.plan import make_plan, write_plan
+from klsweep.sweep.resources import Local
 from tests.conftest import SMALL, small_spec
 
 KLSWEEP = [sys.executable, "-m", "klsweep.cli"]

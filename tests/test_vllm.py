@@ -16,8 +16,9 @@ from klsweep.rollout import vllm, vllm_engine
 from klsweep.rollout.engine import Generation
 from klsweep.rollout.hf import HF
 from klsweep.rollout.random import Stream, uniforms
-from klsweep.sweep.launch_local import Local, launch
+from klsweep.sweep.launch_local import launch
 from klsweep.sweep.plan import write_plan
+from klsweep.sweep.resources import Local
 from tests.conftest import SMALL, planned, small_spec
 from tests.plain import chosen, response_distributions
 from tests.required import unavailable

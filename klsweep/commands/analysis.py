@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from klsweep.commands.parser import OK, Commands
-from klsweep.commands.sweeps import existing_sweep
+from klsweep.commands.parser import OK, Commands, existing_sweep
 from klsweep.errors import BadInput
 from klsweep.record.files import write_text
 from klsweep.record.folder import SweepFolder

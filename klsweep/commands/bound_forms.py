@@ -11,9 +11,8 @@ from klsweep.analysis.bounds import FIGURES, Asked, RunBound, recorded_component
 from klsweep.analysis.plots import SUFFIXES
 from klsweep.cells import describe
 from klsweep.commands.bound_options import Common, FromRecord, FromSamples, load_array, options, told
-from klsweep.commands.parser import OK
+from klsweep.commands.parser import OK, existing_sweep
 from klsweep.commands.runs import existing_run
-from klsweep.commands.sweeps import existing_sweep
 from klsweep.errors import BadInput
 from klsweep.record.folder import RunFolder, SweepFolder
 from klsweep.terminal import console, print_grid, progress

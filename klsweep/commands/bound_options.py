@@ -8,8 +8,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Lt
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
-from klsweep.component import Seed, component
-from klsweep.config.build import one_line
+from klsweep.component import Seed, component, one_line
 from klsweep.errors import BadInput
 from klsweep.theory.bound import RewardRange
 from klsweep.theory.budget import Costs

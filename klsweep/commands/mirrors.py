@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klsweep.commands.analysis import records_of
-from klsweep.commands.parser import FAILED, OK, Commands
-from klsweep.commands.sweeps import existing_sweep
+from klsweep.commands.parser import FAILED, OK, Commands, existing_sweep
 from klsweep.errors import BadInput
 from klsweep.record.files import Row
 from klsweep.record.folder import SweepFolder

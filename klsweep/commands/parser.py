@@ -1,4 +1,4 @@
-"""How a command is declared: its parser, and the function that carries it out and returns the exit code."""
+"""How a command is declared: its parser, what carries it out and returns the exit code, the sweep it is given."""
 
 import argparse
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from klsweep import __version__
+from klsweep.errors import BadInput
+from klsweep.record.folder import SweepFolder
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 OVERRIDES_HELP = "Hydra overrides, e.g. estimator=k1,k3 placement=reward kl.coef=0.1 seed=range(0,3)"
@@ -55,3 +57,11 @@ class Commands:
         sub = self.add(name, command, text, **defaults)
         sub.add_argument("run", type=Path, help="a run folder, <sweep>/runs/<run id>")
         return sub
+
+
+def existing_sweep(path: Path) -> SweepFolder:
+    """The sweep folder at `path`. BadInput if there is none."""
+    sweep = SweepFolder(path)
+    if not sweep.plan_file.exists():
+        raise BadInput(f"{path}: no sweep there (a sweep folder holds plan.jsonl; `klsweep sweep` makes one)")
+    return sweep

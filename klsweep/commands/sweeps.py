@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from klsweep.commands.parser import FAILED, OK, Commands
-from klsweep.errors import BadInput
+from klsweep.commands.parser import FAILED, OK, Commands, existing_sweep
 from klsweep.record.folder import SweepFolder
 
 if TYPE_CHECKING:
@@ -106,11 +105,3 @@ def _clean(options: argparse.Namespace) -> int:
     total = sum(entry.bytes for entry in found) / 2**20
     print(f"{'would remove' if options.dry_run else 'removed'} {len(found)} entries, {total:.2f} MiB")
     return OK
-
-
-def existing_sweep(path: Path) -> SweepFolder:
-    """The sweep folder at `path`. BadInput if there is none."""
-    sweep = SweepFolder(path)
-    if not sweep.plan_file.exists():
-        raise BadInput(f"{path}: no sweep there (a sweep folder holds plan.jsonl; `klsweep sweep` makes one)")
-    return sweep

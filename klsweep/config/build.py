@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from klsweep.component import Seed, component, used_fields
+from klsweep.component import Seed, component, one_line, used_fields
 from klsweep.config.plugins import import_plugin, is_within
 from klsweep.errors import BadInput
 from klsweep.tasks.reward import LearnedReward
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from klsweep.objective.regulariser import KL
     from klsweep.rollout.buffer import Sampling
     from klsweep.rollout.engine import Engine
-    from klsweep.sweep.launch_local import Local
-    from klsweep.sweep.resources import Slurm
+    from klsweep.sweep.resources import Local, Slurm
     from klsweep.tasks.base import Reward, Task
     from klsweep.tracking import Wandb
     from klsweep.training.settings import Checkpoint, Eval, Train
@@ -208,22 +207,3 @@ def check_function(target: str, path: str, allowed: tuple[str, ...]) -> None:
     function = getattr(import_plugin(module, f"{path}: {target!r}"), name, None)
     if not callable(function):
         raise BadInput(f"{path}: {target!r}: not a function")
-
-
-def one_line(error: ValidationError, cls: type, prefix: str) -> str:
-    """The first problem: field, value, and what is allowed."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    if not field:  # a check across fields, which names them itself
-        if "ctx" not in first:
-            return f"{prefix}{first['msg']}"
-        text = str(first["ctx"]["error"])
-        return text if text.startswith(prefix) else f"{prefix.rstrip('.')}: {text}"
-    if first["type"] in ("unexpected_keyword_argument", "missing", "missing_keyword_only_argument"):
-        names = ", ".join(f.name for f in dataclasses.fields(cls))
-        problem = "unknown key" if first["type"] == "unexpected_keyword_argument" else "missing"
-        return f"{prefix}{field}: {problem} (keys: {names})"
-    others = [".".join(str(part) for part in other["loc"]) for other in error.errors()[1:]]
-    more = f" (wrong, too: {', '.join(others)})" if others else ""
-    value = "null" if first["input"] is None else repr(first["input"])
-    return f"{prefix}{field}={value}: {first['msg']}{more}"

@@ -24,7 +24,9 @@ from klsweep.errors import BadInput
 from klsweep.objective.objective import build_objective
 from klsweep.record.files import Row, read_json
 from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
-from klsweep.sweep.plan import AXES, Plan, PlannedRun, check_engines, evaluation_notes, suite_roles, where
+from klsweep.sweep.notes import evaluation_notes
+from klsweep.sweep.plan import Plan, check_engines, where
+from klsweep.sweep.planned import AXES, PlannedRun, suite_roles
 from klsweep.sweep.status import observe
 
 WHICH = ("last", "all")

@@ -16,9 +16,9 @@ from klsweep.objective.objective import build_objective
 from klsweep.record.files import Row
 from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
 from klsweep.sweep import cluster
-from klsweep.sweep.launch_local import Local
 from klsweep.sweep.launch_slurm import Submission
 from klsweep.sweep.plan import write_config
+from klsweep.sweep.resources import Local
 from klsweep.sweep.run import launchers_of, run_here, submit_runs
 from klsweep.sweep.status import Observed, observe
 from klsweep.sweep.submissions import log_file, placed, queued

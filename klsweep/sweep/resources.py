@@ -1,6 +1,7 @@
-"""What a run's job asks of SLURM: the `launcher=slurm` node, and the profiles that fill it in."""
+"""What runs are launched with: the `launcher=local` and `launcher=slurm` nodes, and the latter's profiles."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,8 +10,7 @@ import yaml
 from annotated_types import Ge
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
-from klsweep.component import component
-from klsweep.config.build import one_line
+from klsweep.component import component, one_line
 from klsweep.errors import BadInput
 from klsweep.sweep.budget import Budget
 
@@ -37,6 +37,24 @@ _TIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]?\d):([0-5]?\d)")
 OURS = {"array", "comment", "error", "job-name", "nodes", "ntasks", "open-mode", "output", "requeue", "signal", "time"}
 # If a node's task dies, those of the others go, too; also if one has left and others have not noticed, in seconds.
 TOGETHER = ["--kill-on-bad-exit=1", "--wait=300"]
+
+
+@component
+class Local:
+    """The `launcher=local` node: `parallel` workers of `threads` torch threads each; null divides the cores."""
+
+    parallel: PositiveInt | None
+    threads: PositiveInt | None
+
+    @property
+    def workers(self) -> int:
+        """Worker processes to start: by default as many as the cores allow."""
+        return self.parallel or max(1, len(os.sched_getaffinity(0)) // (self.threads or 1))
+
+    @property
+    def threads_per_worker(self) -> int:
+        """Torch threads of each worker: by default the cores divided among the workers."""
+        return self.threads or max(1, len(os.sched_getaffinity(0)) // self.workers)
 
 
 @component

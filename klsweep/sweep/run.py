@@ -15,12 +15,13 @@ from klsweep.record.files import Row, read_rows, write_json
 from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
 from klsweep.sweep import cluster
 from klsweep.sweep.cost import Cost, Measured, calibration, estimate, measured
-from klsweep.sweep.launch_local import Local, launch
+from klsweep.sweep.launch_local import launch
 from klsweep.sweep.launch_slurm import Submission, submit
-from klsweep.sweep.plan import Plan, PlannedRun, write_config, write_plan
+from klsweep.sweep.plan import Plan, write_config, write_plan
+from klsweep.sweep.planned import PlannedRun
 from klsweep.sweep.progress import SweepProgress
 from klsweep.sweep.ranks import check, processes
-from klsweep.sweep.resources import Slurm
+from klsweep.sweep.resources import Local, Slurm
 from klsweep.sweep.snapshot import snapshot
 from klsweep.sweep.status import observe
 from klsweep.terminal import console

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from klsweep.config.tags import Tagged
     from klsweep.sweep.cost import Cost
     from klsweep.sweep.doctor import Check
-    from klsweep.sweep.plan import Plan, PlannedRun
+    from klsweep.sweep.plan import Plan
+    from klsweep.sweep.planned import PlannedRun
 
 
 SHOWN_ROWS = 40

@@ -11,8 +11,9 @@ from klsweep.errors import BadInput
 from klsweep.record.files import Row, read_json
 from klsweep.record.folder import RunFolder, SweepFolder
 from klsweep.sweep.cost import Measured
-from klsweep.sweep.launch_local import Local
-from klsweep.sweep.plan import Plan, PlannedRun, write_config
+from klsweep.sweep.plan import Plan, write_config
+from klsweep.sweep.planned import PlannedRun
+from klsweep.sweep.resources import Local
 from klsweep.sweep.run import extrapolated, follow, launchers_of, run_here, submit_runs, write_calibration
 from klsweep.tasks.base import Task
 from klsweep.terminal import console, print_grid

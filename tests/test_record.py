@@ -174,3 +174,40 @@ def test_a_builder_that_fails_leaves_nothing(tmp_path):
         shared_artifact(tmp_path / "a", fail)
     assert os.listdir(tmp_path) == ["claims"]
     assert json.loads((tmp_path / "claims/a/1/end.json").read_text()) == {"built": False}
+
+
+def test_a_line_torn_by_a_kill_costs_no_later_one(tmp_path):
+    path = tmp_path / "plan.jsonl"
+    append_rows(path, [{"a": 1}])
+    with path.open("a") as stream:
+        stream.write('{"a": 2, "b"')
+    append_rows(path, [])
+    assert list(read_rows(path)) == [{"a": 1}]
+    append_rows(path, [{"a": 3}])
+    append_rows(path, [{"a": 4}])
+    assert list(read_rows(path)) == [{"a": 1}, {"a": 3}, {"a": 4}]
+    path.write_text('{"a": 1}\n{"a": 2, "b"\n{"a": 3}\n')
+    with pytest.raises(ValueError, match="line 2 is not JSON"):
+        list(read_rows(path))
+
+
+@pytest.mark.parametrize(
+    ("attempts", "made_by"),
+    [
+        ([("x", 0), ("y", 5)], "x+y"),  # y went on from x's update 5
+        ([("x", 0), ("y", 0)], "y"),  # y began anew: nothing of x is left
+        ([("x", 0), ("y", 5), ("z", 5)], "x+z"),  # y left no checkpoint
+        ([("x", 0), ("y", None), ("z", 5)], "x+z"),  # y never began to train
+        ([("x", 0), ("x", 5), ("x", 7)], "x"),
+        ([("x", 0), ("y", 5), ("x", 7)], "x+y"),
+    ],
+)
+def test_a_run_was_made_by_the_code_of_all_whose_updates_it_holds(tmp_path, attempts, made_by):
+    run = folder(tmp_path)
+    for code, start in attempts:
+        attempt = run.claim(science_hash=code)
+        assert attempt is not None
+        if start is not None:
+            attempt.note(resumed_from=start)
+        attempt.finish("preempted")
+    assert run.status()["science_hash"] == made_by

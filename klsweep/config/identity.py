@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from klsweep.component import used_fields
-from klsweep.config.build import NODES, RunSpec
+from klsweep.config.build import NO_PART_OF_A_RUN, NODES, RunSpec
 from klsweep.config.plugins import plugin_hash
 from klsweep.provenance import science_hash
 from klsweep.tasks.base import fingerprint
@@ -112,6 +112,11 @@ def is_scientific(key: str) -> bool:
     if not declared:
         raise KeyError(f"{key} is declared neither scientific nor operational")
     return max(declared, key=len) in SCIENTIFIC
+
+
+def is_operational(key: str) -> bool:
+    """Whether a run stays the same run with another value of a field; it would not of a choice, say."""
+    return not covers(NO_PART_OF_A_RUN, key) and not is_scientific(key)
 
 
 def canonical(spec: RunSpec, read: bool = True) -> Canonical:

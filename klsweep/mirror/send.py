@@ -23,9 +23,10 @@ def send(account: Account, content: Content, held: Held | None) -> int:
             raise Refused(
                 f"W&B goes on at step {run.starting_step}, not {rows[0]['update']}: does another process send?"
             )
-        for row in rows:
-            run.log({key: value for key, value in row.items() if key != "update"}, step=row["update"])
-        run.summary.update(content.summary)
+        with answers(account.url):
+            for row in rows:
+                run.log({key: value for key, value in row.items() if key != "update"}, step=row["update"])
+            run.summary.update(content.summary)
         code = 0 if content.finished or content.at_work else 1
     finally:
         with answers(account.url):

@@ -103,8 +103,10 @@ class Mirror:
                 return replace(outcome, outcome="sent", sent=rows)
             except Differs as error:
                 detail = f"{error}; W&B takes no step back: --project sends the run to another project, from its start"
-            except (Refused, TimeoutError, ValueError) as error:  # ValueError: a damaged record
+            except (Refused, TimeoutError, ValueError) as error:  # ValueError: a record that is no JSON, and where
                 detail = str(error)
+            except (KeyError, TypeError) as error:
+                detail = f"a row of its record is damaged ({type(error).__name__}: {error})"
             return replace(outcome, outcome=INCOMPLETE, detail=detail)
 
         pool, done = ThreadPoolExecutor(SENDERS), dict[str, Outcome]()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 Row = dict[str, Any]
+TORN = "\x18"  # ASCII's "cancel": what precedes it in its line is not to count
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -79,8 +80,21 @@ def create_folder(folder: Path, name: str, content: Any) -> bool:
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append rows in one write. Numbers that are not finite are written as null: JSON has no other way."""
-    append_text(path, rows_text(rows))
+    """Append rows in one write, a torn last line being marked as such.
+
+    Numbers that are not finite are written as null: JSON has no other way.
+    """
+    text = rows_text(rows)
+    append_text(path, f"{TORN}\n{text}" if text and _is_torn(path) else text)
+
+
+def _is_torn(path: Path) -> bool:
+    """True if the last line has no end: its writer was killed."""
+    try:
+        with path.open("rb") as stream:
+            return stream.seek(0, os.SEEK_END) > 0 and stream.seek(-1, os.SEEK_END) >= 0 and stream.read() != b"\n"
+    except FileNotFoundError:
+        return False
 
 
 def rows_text(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -113,16 +127,16 @@ def _finite(value: Any) -> Any:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Rows of a JSON-lines file; a missing file has none, a torn last line is skipped.
+    """Rows of a JSON-lines file; a missing file has none, a torn line is skipped.
 
-    ValueError for a broken line that is not the last: that is damage, not an interrupted write.
+    ValueError for a broken line that is neither the last nor marked: that is damage, not an interrupted write.
     """
     try:
         lines = path.read_text().split("\n")
     except FileNotFoundError:
         return
     for number, line in enumerate(lines, 1):
-        if not line:
+        if not line or line.endswith(TORN):
             continue
         try:
             yield json.loads(line)

@@ -27,6 +27,7 @@ ENDS = (*FINISHED, "preempted", "timeout", "cancelled", "failed")
 STATES = ("pending", "running", *ENDS)
 VANISHED = "vanished: the process ended without a word"
 KEPT_FACTS = ("eval_id",)  # of a run, not of an attempt: what it began with
+CODE_FACTS = ("science_hash", "plugin_hash")  # of the attempts whose updates the run holds, all of them
 
 
 class Job(NamedTuple):
@@ -108,7 +109,8 @@ class RunFolder:
         status: Row = {"state": "pending", "attempt": 0}
         if number:
             claim, end = self.attempts.claim(number), self.attempts.end_of(number)
-            status = {**claim, "attempt": number, **(end or {"state": "running", "cause": None})}
+            status = {**claim, **self._code(number, claim), "attempt": number}
+            status |= end or {"state": "running", "cause": None}
         if status["state"] not in (*FINISHED, "running"):
             cancelled = self.cancellation.exists()
             if cancelled:
@@ -116,6 +118,22 @@ class RunFolder:
             elif status["state"] == "cancelled":
                 status |= {"state": "preempted", "cause": "cancelled, and brought back since"}
         return status
+
+    def _code(self, latest: int, claim: Row) -> Row:
+        """The hashes of the code that made the run, joined by "+" from the first attempt on where they differ.
+
+        An attempt counts if a later one has gone on from a checkpoint that its updates, or the latest's, led to.
+        """
+        held, start = [claim], claim.get("resumed_from") or 0
+        for number in range(latest - 1, 0, -1):
+            if start == 0:
+                break
+            earlier = self.attempts.claim(number)
+            if (begun := earlier.get("resumed_from")) is not None and begun < start:
+                held.append(earlier)
+                start = begun
+        found = {key: list(dict.fromkeys(str(c[key]) for c in reversed(held) if key in c)) for key in CODE_FACTS}
+        return {key: "+".join(values) for key, values in found.items() if len(values) > 1}
 
     def status(self) -> Row:
         """The same, but an attempt whose process has vanished on this host is failed."""

@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import Override
 from klsweep.config.build import Builder, RunSpec
 from klsweep.config.compose import Composer, check_key, parse_overrides, resolve, sweep_values
 from klsweep.config.grid import Exclusion, expand, with_values
-from klsweep.config.identity import canonical, eval_id, is_scientific
+from klsweep.config.identity import canonical, eval_id, is_operational
 from klsweep.config.sources import pinned
 from klsweep.errors import BadInput
 from klsweep.objective.objective import build_objective
@@ -198,7 +198,7 @@ def _check_changeable(composer: Composer, override: Override) -> None:
         raise BadInput(f"{override.input_line}: an evaluation takes key=value only")
     if key.split(".")[0] in CHANGEABLE and ("." in key or composer.is_group(key)):
         return
-    if "." not in key or key.split(".")[0] in ("checkpoint", "choices") or is_scientific(key):
+    if "." not in key or key.split(".")[0] == "checkpoint" or not is_operational(key):
         raise BadInput(
             f"{key}: a field of training, which is over (an evaluation takes {', '.join(CHANGEABLE)}, "
             "operational fields, and checkpoint=last|all)"

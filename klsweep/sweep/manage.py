@@ -9,7 +9,7 @@ import yaml
 from klsweep.cells import describe
 from klsweep.config.build import Builder, RunSpec
 from klsweep.config.compose import check_key, parse_overrides
-from klsweep.config.identity import canonical, eval_id, is_scientific
+from klsweep.config.identity import canonical, eval_id, is_operational
 from klsweep.config.identity import run_id as id_of
 from klsweep.errors import BadInput
 from klsweep.objective.objective import build_objective
@@ -80,8 +80,10 @@ def _prepare(folder: RunFolder, row: Row, overrides: Sequence[str]) -> _Prepared
         if "." not in key or override.is_sweep_override():
             raise BadInput(f"{override.input_line}: give one value to a dotted key, e.g. launcher.time=8:00:00")
         check_key(config, key)
-        if key.startswith("choices.") or is_scientific(key):
-            raise BadInput(f"{key} is a scientific field: a run with another value is another run (klsweep sweep)")
+        if not is_operational(key):
+            raise BadInput(
+                f"{key} is not an operational field: a run with another value is another run (klsweep sweep)"
+            )
         node = config
         *parents, last = key.split(".")
         for parent in parents:

@@ -12,7 +12,16 @@ from klsweep.audit.tabular import every_sequence, instance
 from klsweep.cells import describe
 from klsweep.config.build import GRID_NODES, NODES, ROOT_FIELDS, Builder
 from klsweep.config.compose import composer, resolve
-from klsweep.config.identity import NEUTRAL, OPERATIONAL, SCIENTIFIC, canonical, cell_id, is_scientific, run_id
+from klsweep.config.identity import (
+    NEUTRAL,
+    OPERATIONAL,
+    SCIENTIFIC,
+    canonical,
+    cell_id,
+    is_operational,
+    is_scientific,
+    run_id,
+)
 from klsweep.errors import BadInput
 from klsweep.model.source import SHIPPED
 from klsweep.objective.objective import Undefined, build_objective
@@ -52,6 +61,8 @@ def test_every_field_is_declared_scientific_or_operational_and_not_both():
     assert not set(SCIENTIFIC) & set(OPERATIONAL)
     with pytest.raises(KeyError, match="neither"):
         is_scientific("novel.field")
+    asked = ("launcher.time", "kl.coef", "choices.model", "preset.library", "smoke", "evaluate.update")
+    assert [is_operational(key) for key in asked] == [True, False, False, False, False, False]
 
 
 def test_which_engine_samples_is_part_of_the_identity():

@@ -173,6 +173,10 @@ def test_a_torn_line_waits_and_a_damaged_record_is_named_while_others_are_sent(s
     assert result.returncode == 1
     assert f"r1-b0 (done): {damaged}, line 2 is not JSON" in result.stdout
     assert server.runs()["mine-r1-a0"].steps == [0, 1, 2, 3, 4]
+    damaged.write_text("\n".join([lines[0], '{"reward/mean": 0.5}', *lines[2:]]))
+    result = cli("sync", sweep.path)
+    assert result.returncode == 1
+    assert "r1-b0 (done): a row of its record is damaged (KeyError: 'update')" in result.stdout
 
 
 def test_nothing_is_written_into_a_sweep_folder(server, cli, tmp_path):

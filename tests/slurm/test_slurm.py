@@ -270,11 +270,11 @@ def test_bad_input_is_one_line_before_anything_runs(here, overrides, message, ca
 
 
 BAD_RETRIES = [
-    ("kl.coef=2", "kl.coef is a scientific field: a run with another value is another run"),
+    ("kl.coef=2", "kl.coef is not an operational field: a run with another value is another run"),
     ("launcher.tme=3", "launcher.tme: unknown key (did you mean 'time'?"),
     ("launcher.time=1,2", "launcher.time=1,2: give one value to a dotted key"),
     ("launcher=local", "launcher=local: give one value to a dotted key"),
-    ("choices.model=x", "choices.model is a scientific field"),
+    ("choices.model=x", "choices.model is not an operational field"),
     ("model.path=/no/such/model", "model.path='/no/such/model': no such folder"),
     ("launcher.runs_per_job=0", "launcher.runs_per_job=0: Input should be greater than 0"),
 ]

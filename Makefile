@@ -34,8 +34,10 @@ $(PARITY)/installed: constraints.txt
 sweep: install
 	$(BIN)/klsweep sweep experiment=quickstart
 
+# By files, in more processes than cores: some wait, for a SLURM or a worker process.
+PROCESSES ?= 3
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder --durations 15
 
 check: test
 	$(BIN)/ruff check .

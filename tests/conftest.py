@@ -1,5 +1,7 @@
 """What several test files share: components without Hydra, and a sweep run once."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -12,6 +14,17 @@ from klsweep.objective.placement import InLoss, InReward, InRewardAndLoss, NoKL,
 from klsweep.objective.regulariser import KL
 
 torch.set_num_threads(1)  # the shipped policy is too small for more
+TESTS = Path(__file__).resolve().parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For tests in several processes: those of a file stay together, for they share what is made once; so do all that
+    need a SLURM, which share a cluster, and begin first, for they mostly wait.
+    """
+    for item in items:
+        file = item.path.relative_to(TESTS)
+        item.add_marker(pytest.mark.xdist_group("slurm" if file.parts[0] == "slurm" else str(file)))
+    items.sort(key=lambda item: item.path.parent != TESTS / "slurm")
 
 
 def algorithm(

@@ -76,6 +76,7 @@ def test_labels_follow_bradley_and_terry():
     assert sum(map(bool, found[:4000])) / 4000 == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 4000))
     assert sum(map(bool, found[4000:])) / 4000 == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(4000))
     assert preferred_first(settings("reward.labels=noiseless"), [1.0, 0.0, 0.0, 1.0, 0.5, 0.5]) == [True, False, None]
+    assert preferred_first(settings("reward.temperature=1e-3"), [1.0, 0.0, 0.0, 1.0]) == [True, False]  # exp(1000)
     assert preferred_first(settings("reward.seed=1"), [0.0] * 200) != preferred_first(settings(), [0.0] * 200)
 
 

@@ -17,6 +17,8 @@ from klsweep.tasks.reward import LearnedReward
 from klsweep.training.collect import Draws
 from klsweep.training.trainer import Trainer
 
+MOST_LOGIT = 700.0  # exp of more overflows; σ of its negative is below any uniform but 0
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -97,5 +99,6 @@ def preferred_first(settings: LearnedReward, rewards: Sequence[float]) -> list[b
         if settings.labels == "noiseless":
             found.append(None if apart == 0 else apart > 0)
         else:
-            found.append(bool(uniform < 1.0 / (1.0 + math.exp(-apart / settings.temperature))))
+            against = min(-apart / settings.temperature, MOST_LOGIT)
+            found.append(bool(uniform < 1.0 / (1.0 + math.exp(against))))
     return found

@@ -1,6 +1,5 @@
 """Reward models: the base's own layers with a scalar head in place of the output head."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -81,8 +80,3 @@ def _load(location: str, model: Model, revision: str | None) -> RewardModel:
 def bradley_terry_loss(preferred: Tensor, other: Tensor) -> Tensor:
     """−mean log σ(s_preferred − s_other) of pairs of scores ``[B]``, nats (Bradley and Terry 1952)."""
     return -torch.nn.functional.logsigmoid(preferred - other).mean()
-
-
-def pairs_of(tokens: Tokens, first: Sequence[int], second: Sequence[int]) -> Tokens:
-    """Both sequences of each pair: first the first of all, then the second."""
-    return tokens.rows(torch.tensor([*first, *second]))

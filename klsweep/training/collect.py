@@ -47,7 +47,7 @@ class Collector:
         draws = Draws(self.spec.root.seed, Stream.PROBE, 0)
         return self.answers(update, update, list(range(count)), self.spec.algorithm.group_size, draws)
 
-    def answers(self, update: int, version: int, prompts: list[int], group_size: int, draws: "Draws") -> Rollout:
+    def answers(self, update: int, version: int, prompts: list[int], group_size: int, draws: Draws) -> Rollout:
         """A group of graded responses to each of these training prompts."""
         spec = self.spec
         items = spec.task.train_items()

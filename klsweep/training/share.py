@@ -87,7 +87,7 @@ class Share:
     def score(self, tokens: Tokens, temperature: float, batch_size: int, keep: tuple[Column, ...] = ()) -> Scores:
         """See `score`; each rank does its part of the rows.
 
-        All of them equally many, since each forward pass gathers the weights: the last of a shorter part is repeated.
+        All of them equally many, since each forward pass gathers the weights: a shorter part is filled up with row 0.
         """
         ranks, rows = self._ranks, torch.arange(len(tokens.mask))
         longest = -(-len(rows) // ranks.size)

@@ -75,8 +75,9 @@ class Objective:
 
     @cached_property
     def reward_term(self) -> KLTerm:
-        """Estimator and clip of the charge in the reward."""
-        return KLTerm(self.estimator, self.clip.within("reward"))
+        """Estimator and clip of the charge in the reward, which has no gradient for another estimator to give."""
+        estimator = dataclasses.replace(self.estimator, gradient="same", clip_gradient=False)
+        return KLTerm(estimator, self.clip.within("reward"))
 
     @cached_property
     def loss_term(self) -> KLTerm:

@@ -179,6 +179,14 @@ def test_a_charge_in_the_reward_carries_no_gradient():
     assert not advantages.requires_grad
 
 
+@pytest.mark.parametrize("where", ["reward", "reward_and_loss"])
+def test_a_charge_knows_nothing_of_another_estimators_gradient(where):
+    """exp(100) is infinite in float32: k3 at −100 would make the charge of k1 there inf − inf."""
+    objective = composed(estimating(K1, gradient="k3"), placed(where), no_clip(), algorithm(group_size=1))
+    log_ratio, zeros = torch.tensor([[-100.0]]), torch.zeros(1, 1)
+    assert objective.advantages(torch.ones(1), log_ratio, zeros, torch.ones(1, 1), 0.1).item() == 11.0
+
+
 def test_masked_tokens_contribute_exactly_nothing():
     assert masked(torch.tensor([1.0, torch.nan, -torch.inf]), torch.tensor([1.0, 0, 0])).tolist() == [1.0, 0.0, 0.0]
     logprobs = torch.tensor([[0.5, -torch.inf]], requires_grad=True)

@@ -95,6 +95,8 @@ NEUTRAL: Mapping[str, Any] = {
 
 # Fields of the `eval` node that do not change what an evaluation finds.
 NOT_EVALUATION = ("eval.batch_size", "eval.every", "eval.in_distribution")
+# Fields of the engine in whose place an evaluation has its own.
+OF_TRAINING_ALONE = ("rollout.temperature", "rollout.top_p")
 
 HALVES: tuple[Half, ...] = ("reward", "loss")
 
@@ -304,7 +306,8 @@ def _template(spec: RunSpec) -> Canonical:
 def base_eval_id(spec: RunSpec) -> str:
     """Id of the base model's evaluation by this code, shared by every run that starts from that model."""
     base = {"eval": eval_id(spec), "model": spec.model.content(), "dtype": spec.model.dtype}
-    base["engine"] = type(spec.rollout).__name__
+    engine = _flatten(spec.rollout, "rollout").items()
+    base |= {key: value for key, value in engine if is_scientific(key) and key not in OF_TRAINING_ALONE}
     plugins = plugin_hash(spec.root.plugins)  # which may have graded it
     return _id("b", {**base, "code": science_hash(), **({"plugins": plugins} if plugins else {})})
 

@@ -16,6 +16,7 @@ from klsweep.config.identity import (
     NEUTRAL,
     OPERATIONAL,
     SCIENTIFIC,
+    base_eval_id,
     canonical,
     cell_id,
     is_operational,
@@ -245,6 +246,13 @@ def test_evaluation_has_an_id_of_its_own():
     assert base["run_id"] == other["run_id"]
     assert base["eval_id"] != other["eval_id"]
     assert planned("eval.every=5", "eval.batch_size=9").runs[0].row["eval_id"] == base["eval_id"]
+
+
+def test_the_bases_evaluation_is_shared_by_runs_that_sample_it_alike():
+    plain = base_eval_id(planned().runs[0].spec)
+    alike = ("estimator=k2", "seed=7", "rollout.temperature=0.7", "rollout.top_p=0.9", "rollout.batch_size=9")
+    assert [base_eval_id(planned(field).runs[0].spec) for field in alike] == [plain] * len(alike)
+    assert base_eval_id(planned("rollout.ignore_stop=true").runs[0].spec) != plain  # its responses never end
 
 
 def test_what_a_plan_says_beforehand():

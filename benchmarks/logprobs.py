@@ -95,7 +95,7 @@ def _padding() -> Iterator[Row]:
     """Positions that are computed for 256 sequences: prompts of 20 to 200 tokens, responses of 100 on average."""
     import torch
 
-    from klsweep.model.policy import Tokens, micro_batches
+    from klsweep.model.tokens import Tokens, micro_batches
 
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(20, 201, (256,), generator=generator)

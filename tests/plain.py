@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klsweep.model.policy import Tokens
+from klsweep.model.tokens import Tokens
 
 
 def response_distributions(network: Any, tokens: Tokens, temperature: float) -> Tensor:

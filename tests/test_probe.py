@@ -13,7 +13,8 @@ from klsweep.analysis.compare import compare
 from klsweep.cli import main
 from klsweep.component import component
 from klsweep.errors import BadInput
-from klsweep.model.policy import Scores, Tokens, load_policy
+from klsweep.model.policy import Scores, load_policy
+from klsweep.model.tokens import Tokens
 from klsweep.record.files import read_rows
 from klsweep.record.folder import RunFolder, SweepFolder
 from klsweep.record.rollouts import base_lines, base_summary, verifier_errors

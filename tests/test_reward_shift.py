@@ -12,8 +12,9 @@ import yaml
 from klsweep.config.build import Builder
 from klsweep.config.identity import canonical, reward_model_id
 from klsweep.errors import BadInput
-from klsweep.model.policy import Tokens, load_base
+from klsweep.model.policy import load_base
 from klsweep.model.reward_model import bradley_terry_loss, load_reward_model, new_reward_model
+from klsweep.model.tokens import Tokens
 from klsweep.objective.objective import build_objective
 from klsweep.record.files import read_json, read_rows
 from klsweep.record.folder import RunFolder

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from benchmarks.contestants.ours import spec_of
 from benchmarks.contestants.turns import Turns
-from klsweep.model.policy import Policy, Tokens, load_policy
+from klsweep.model.policy import Policy, load_policy
+from klsweep.model.tokens import Tokens
 from klsweep.rollout.random import Stream, prompt_order, uniforms
 
 

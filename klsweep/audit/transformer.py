@@ -17,7 +17,8 @@ from klsweep.audit.cases import Case, Row
 from klsweep.audit.gradient import Coefficients, coefficients, compares, without_group
 from klsweep.errors import BadInput
 from klsweep.model.logprobs import Column
-from klsweep.model.policy import Policy, Reference, Tokens, score, statistics
+from klsweep.model.policy import Policy, Reference, score, statistics
+from klsweep.model.tokens import Tokens
 from klsweep.objective.advantage import Reinforce
 from klsweep.objective.clip import NO_CLIP
 from klsweep.objective.importance import NoCorrection

@@ -14,44 +14,9 @@ from klsweep.errors import BadInput
 from klsweep.model.adapter import ALL_WEIGHTS, Adapter
 from klsweep.model.logprobs import Column, Head, States, token_statistics
 from klsweep.model.source import Model
+from klsweep.model.tokens import Tokens, micro_batches
 
 TEMPLATE_DATE = "26 Jul 2024"  # for templates that print today's (Llama's own default): runs are no matter of the day
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Prompts (left-padded to P) and responses (right-padded to T) of B sequences."""
-
-    prompt_ids: Tensor  # [B, P] int64
-    prompt_mask: Tensor  # [B, P] int64, 1 on real tokens
-    response_ids: Tensor  # [B, T] int64
-    mask: Tensor  # [B, T] float, 1 on generated tokens, end of sequence included
-
-    def rows(self, index: Tensor | slice) -> "Tokens":
-        """The same for a subset of the sequences."""
-        return Tokens(self.prompt_ids[index], self.prompt_mask[index], self.response_ids[index], self.mask[index])
-
-    @property
-    def lengths(self) -> Tensor:
-        """Generated tokens per sequence ``[B]``."""
-        return self.mask.sum(1)
-
-    @property
-    def widths(self) -> Tensor:
-        """Tokens of prompt and response together ``[B]``: what a forward pass costs."""
-        return self.prompt_mask.sum(1) + self.lengths.long()
-
-    def aligned(self) -> tuple[Tensor, Tensor]:
-        """Prompt and response joined without padding between them or on the left, and what predicts a response token.
-
-        Returns: ids ``[B, W]``, padded on the right to the longest sequence; bool ``[B, W]``, true at the position
-        before each response token. Read row by row those positions are in the order of ``response_ids[mask]``.
-        """
-        ids = torch.cat([self.prompt_ids, self.response_ids], 1)
-        generated = torch.cat([torch.zeros_like(self.prompt_mask), self.mask.to(self.prompt_mask.dtype)], 1)
-        real = generated + torch.cat([self.prompt_mask, torch.zeros_like(self.mask, dtype=generated.dtype)], 1)
-        order = real.argsort(dim=1, descending=True, stable=True)[:, : int(self.widths.max())]
-        return ids.gather(1, order), generated.gather(1, order).bool().roll(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -298,8 +263,3 @@ def score(
         if kept is not None:
             kept = {column: found[column][rows.argsort()] for column in keep}
     return Scores(*table, kept=kept)
-
-
-def micro_batches(tokens: Tokens, rows: Tensor, size: int) -> tuple[Tensor, ...]:
-    """`rows` in parts of `size` sequences of similar length, so that little of a forward pass is padding."""
-    return rows[tokens.widths[rows].argsort(stable=True).cpu()].split(size)

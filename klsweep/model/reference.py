@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from klsweep.model.logprobs import Head, States
-from klsweep.model.policy import Policy, Reference, Tokens, device_of, states
+from klsweep.model.policy import Policy, Reference, device_of, states
+from klsweep.model.tokens import Tokens
 
 
 def reference_of(base: Policy, policy: Policy) -> Reference:

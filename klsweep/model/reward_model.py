@@ -7,8 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from klsweep.model.policy import Tokens, device_of, micro_batches
+from klsweep.model.policy import device_of
 from klsweep.model.source import Model
+from klsweep.model.tokens import Tokens, micro_batches
 
 Output = Literal["sigmoid", "raw"]
 

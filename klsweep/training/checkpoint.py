@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file
 from torch import Tensor
 
-from klsweep.model.policy import Policy, Tokens
+from klsweep.model.policy import Policy
+from klsweep.model.tokens import Tokens
 from klsweep.record.files import read_json, write_json
 from klsweep.record.folder import Attempt, RunFolder
 from klsweep.rollout.engine import Generation, Rollout

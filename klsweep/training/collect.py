@@ -9,8 +9,9 @@ from torch import Tensor
 
 from klsweep.config.build import RunSpec
 from klsweep.errors import BadInput
-from klsweep.model.policy import Policy, Tokens
+from klsweep.model.policy import Policy
 from klsweep.model.reward_model import RewardModel
+from klsweep.model.tokens import Tokens
 from klsweep.rollout.engine import Responder, Rollout
 from klsweep.rollout.random import Stream, prompt_order, uniforms
 from klsweep.tasks.base import Item

@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from klsweep.model.policy import Policy, Scores, Tokens
+from klsweep.model.parallel import moved
+from klsweep.model.policy import Policy, Scores
+from klsweep.model.tokens import Tokens
 from klsweep.objective.objective import masked
 from klsweep.rollout.engine import Responder
-from klsweep.rollout.hf import left_padded
 from klsweep.rollout.random import Stream, uniforms
 from klsweep.tasks.base import Item, OffersOptions, Task
 from klsweep.tasks.grading import graded
@@ -76,7 +77,7 @@ def _likelihoods(
     encoded = policy.encode([options.prompt for options in asked])
     prompts = [prompt for prompt, count in zip(encoded, counts, strict=True) for _ in range(count)]
     answers = policy.encode_answers([text for options in asked for text in options.texts])
-    tokens = _joined(prompts, answers, policy)
+    tokens = moved(Tokens.of(prompts, answers, policy.tokenizer.pad_token_id), policy.network.device)
     logprobs = masked(score(tokens).old_logprobs, tokens.mask).double().sum(1)
     rows = []
     for options, found in zip(asked, logprobs.split(counts), strict=True):
@@ -84,15 +85,6 @@ def _likelihoods(
         correct = likeliest == options.right
         rows.append({"option": likeliest, "option_correct": correct, "option_logprobs": found.tolist()})
     return rows
-
-
-def _joined(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], policy: Policy) -> Tokens:
-    """Given answers in the place of sampled ones, padded on the right."""
-    pad_id, device = policy.tokenizer.pad_token_id, policy.network.device
-    prompt_ids, prompt_mask = left_padded(prompts, pad_id)
-    reversed_ids, reversed_mask = left_padded([answer[::-1] for answer in answers], pad_id)
-    parts = prompt_ids, prompt_mask, reversed_ids.flip(1), reversed_mask.flip(1).float()
-    return Tokens(*(part.to(device) for part in parts))
 
 
 def ungraded(update: int, rows: Mapping[str, Sequence[ItemRow]]) -> list[ItemRow]:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from klsweep.config.build import RunSpec
-from klsweep.model.policy import Policy, Tokens
+from klsweep.model.parallel import moved
+from klsweep.model.policy import Policy
+from klsweep.model.tokens import Tokens
 from klsweep.objective.objective import build_objective
 from klsweep.record.files import read_rows
 from klsweep.record.folder import RunFolder
-from klsweep.rollout.hf import HF, left_padded
+from klsweep.rollout.hf import HF
 from klsweep.training import memory
 from klsweep.training.trainer import Trainer
 
@@ -89,12 +91,8 @@ def _probes(spec: RunSpec, run: RunFolder, policy: Policy) -> Tokens:
     prompts, texts = zip(*_recorded(spec, run), strict=True)
     encoded = [policy.tokenizer(text, add_special_tokens=False)["input_ids"][:LONGEST] for text in texts]
     responses = [[*ids, policy.stop_ids[0]] for ids in encoded]
-    ids, mask = left_padded(policy.encode(prompts), policy.tokenizer.pad_token_id)
-    width = max(map(len, responses))
-    padded = [response + [policy.tokenizer.pad_token_id] * (width - len(response)) for response in responses]
-    real = [[1.0] * len(response) + [0.0] * (width - len(response)) for response in responses]
-    tensors = ids, mask, torch.tensor(padded), torch.tensor(real)
-    return Tokens(*(tensor.to(policy.network.device) for tensor in tensors))
+    tokens = Tokens.of(policy.encode(prompts), responses, policy.tokenizer.pad_token_id)
+    return moved(tokens, policy.network.device)
 
 
 def _recorded(spec: RunSpec, run: RunFolder) -> Iterator[tuple[str, str]]:

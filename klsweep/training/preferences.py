@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from klsweep.model.policy import Tokens
+from klsweep.model.tokens import Tokens
 from klsweep.rollout.engine import joined
 from klsweep.rollout.random import Stream, draws
 from klsweep.tasks.reward import LearnedReward

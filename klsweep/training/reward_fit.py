@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klsweep.model.policy import Tokens
 from klsweep.model.reward_model import RewardModel, bradley_terry_loss
+from klsweep.model.tokens import Tokens
 from klsweep.tasks.reward import LearnedReward
 from klsweep.theory.coverage import reward_error
 from klsweep.training.preferences import Samples

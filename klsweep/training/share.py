@@ -11,8 +11,9 @@ from klsweep.config.build import RunSpec
 from klsweep.model.logprobs import Column
 from klsweep.model.masters import Masters
 from klsweep.model.parallel import ALONE, Ranks, forget_gathered, moved, spread
-from klsweep.model.policy import Policy, Reference, Scores, Tokens, device_of, load_base, load_policy, score
+from klsweep.model.policy import Policy, Reference, Scores, device_of, load_base, load_policy, score
 from klsweep.model.reference import reference_of
+from klsweep.model.tokens import Tokens
 from klsweep.model.weights import named_weights
 from klsweep.objective.objective import Objective
 from klsweep.rollout.engine import Generation, joined

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from klsweep.model.logprobs import Column
 from klsweep.model.parallel import Ranks, local, whole
-from klsweep.model.policy import Policy, Reference, Scores, Tokens, micro_batches, statistics
+from klsweep.model.policy import Policy, Reference, Scores, statistics
+from klsweep.model.tokens import Tokens, micro_batches
 from klsweep.objective.objective import Objective
 from klsweep.rollout.engine import Generation
 from klsweep.training.metrics import Metrics, RatioStatistics

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from klsweep.config.build import RunSpec
 from klsweep.model.parallel import ALONE, Ranks, moved
-from klsweep.model.policy import Policy, Scores, Tokens
+from klsweep.model.policy import Policy, Scores
 from klsweep.model.reward_model import load_reward_model
+from klsweep.model.tokens import Tokens
 from klsweep.model.weights import trained_weights
 from klsweep.objective.objective import Objective, build_objective
 from klsweep.record.folder import Attempt, RunFolder

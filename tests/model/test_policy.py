@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
 from klsweep.errors import BadInput
-from klsweep.model.policy import Policy, Tokens, _check_head, load_policy, micro_batches, score, states, statistics
+from klsweep.model.policy import Policy, _check_head, load_policy, score, states, statistics
 from klsweep.model.reference import offloaded_states, streamed
+from klsweep.model.tokens import Tokens, micro_batches
 from klsweep.objective.kl import exact_token_kl
 from klsweep.rollout.random import Stream, uniforms
 from tests.conftest import small_spec

@@ -44,17 +44,22 @@ OBJECTIVE = [
     (
         "clip after the estimator",
         "placement.py",
-        'self._value(self.clip(log_ratio, "token"), log_ratio, exact_kl, weight)',
-        'self.clip(self._value(log_ratio, log_ratio, exact_kl, weight), "token")',
+        'self._value(self.clip(ref_log_ratio, "token"), ref_log_ratio, exact_kl, weight)',
+        'self.clip(self._value(ref_log_ratio, ref_log_ratio, exact_kl, weight), "token")',
     ),
     (
         "mean over tokens instead of sum",
         "placement.py",
-        "kl.tokens(log_ratio, exact_kl, weight).sum(1)",
-        "kl.tokens(log_ratio, exact_kl, weight).mean(1)",
+        "kl.tokens(ref_log_ratio, exact_kl, weight).sum(1)",
+        "kl.tokens(ref_log_ratio, exact_kl, weight).mean(1)",
     ),
     ("another gradient doubles the value", "placement.py", "+ (surrogate - surrogate.detach())", "+ surrogate"),
-    ("clip_gradient ignored", "placement.py", "clipped if self.estimator.clip_gradient else log_ratio", "log_ratio"),
+    (
+        "clip_gradient ignored",
+        "placement.py",
+        "clipped if self.estimator.clip_gradient else ref_log_ratio",
+        "ref_log_ratio",
+    ),
     (
         "a charge that carries a gradient",
         "objective.py",

@@ -104,9 +104,9 @@ class Objective:
         exact_kl: Tensor | None = None,
     ) -> Tensor:
         """Advantages ``[B, T]`` of the whole batch, detached, with the reward's `beta`; see `Placement.advantages`."""
-        log_ratio = (masked(old_logprobs, mask) - masked(ref_logprobs, mask)).detach()
+        ref_log_ratio = (masked(old_logprobs, mask) - masked(ref_logprobs, mask)).detach()
         exact = None if exact_kl is None else masked(exact_kl, mask).detach()
-        return self.placement.advantages(rewards, log_ratio, exact, beta, self.reward_term, self.algorithm)
+        return self.placement.advantages(rewards, ref_log_ratio, exact, beta, self.reward_term, self.algorithm)
 
     def terms(
         self,

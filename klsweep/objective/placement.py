@@ -31,24 +31,24 @@ class KLTerm:
     estimator: Estimator
     clip: Clip
 
-    def tokens(self, log_ratio: Tensor, exact_kl: Tensor | None, weight: Tensor | None = None) -> Tensor:
-        """k(clip(ℓ_t)) ``[B, T]``; `log_ratio` is 0 at masked tokens, and so is the result."""
-        return self._value(self.clip(log_ratio, "token"), log_ratio, exact_kl, weight)
+    def tokens(self, ref_log_ratio: Tensor, exact_kl: Tensor | None, weight: Tensor | None = None) -> Tensor:
+        """k(clip(ℓ_t)) ``[B, T]``; `ref_log_ratio` is 0 at masked tokens, and so is the result."""
+        return self._value(self.clip(ref_log_ratio, "token"), ref_log_ratio, exact_kl, weight)
 
-    def sequence(self, log_ratio: Tensor, weight: Tensor | None = None) -> Tensor:
+    def sequence(self, ref_log_ratio: Tensor, weight: Tensor | None = None) -> Tensor:
         """k(clip(Σ_t ℓ_t)) ``[B]``: one value per sequence. A token-level clip acts before the sum.
 
         `weight` is a sequence's, ``[B, 1]``.
         """
-        clipped = self.clip(self.clip(log_ratio, "token").sum(1), "sequence")
-        return self._value(clipped, log_ratio.sum(1), None, None if weight is None else weight.squeeze(1))
+        clipped = self.clip(self.clip(ref_log_ratio, "token").sum(1), "sequence")
+        return self._value(clipped, ref_log_ratio.sum(1), None, None if weight is None else weight.squeeze(1))
 
-    def _value(self, clipped: Tensor, log_ratio: Tensor, exact_kl: Tensor | None, weight: Tensor | None) -> Tensor:
+    def _value(self, clipped: Tensor, ref_log_ratio: Tensor, exact_kl: Tensor | None, weight: Tensor | None) -> Tensor:
         value = self.estimator(clipped, exact_kl)
         if self.estimator.gradient == "same":
             return self.clip.clamp(value, weight)
         other = BY_NAME[self.estimator.gradient](gradient="same", clip_gradient=False)
-        surrogate = other(clipped if self.estimator.clip_gradient else log_ratio)
+        surrogate = other(clipped if self.estimator.clip_gradient else ref_log_ratio)
         surrogate = surrogate if weight is None else surrogate * weight
         return self.clip.clamp(value).detach() + (surrogate - surrogate.detach())
 
@@ -82,7 +82,7 @@ class Placement:
     def advantages(
         self,
         rewards: Tensor,
-        log_ratio: Tensor,
+        ref_log_ratio: Tensor,
         exact_kl: Tensor | None,
         beta: float,
         kl: KLTerm,
@@ -94,35 +94,37 @@ class Placement:
         the charge is K_i (credit sequence), Σ_{s≥t} k_is (to_go; `full`: Σ_{s>t}) or k_it (token), never divided by a
         group's std. K_i is Σ_t k(ℓ_it), or k(clip(ℓ_i)) once per sequence under a sequence-level clip.
 
-        Args: `rewards` ``[B]``; `log_ratio` old − ref ``[B, T]``, masked, detached; `beta` in reward per nat.
+        Args: `rewards` ``[B]``; `ref_log_ratio` old − ref ``[B, T]``, masked, detached; `beta` in reward per nat.
         Returns: ``[B, T]``.
         """
         if not self.in_reward:
-            return algorithm.advantage(rewards)[:, None].expand_as(log_ratio)
+            return algorithm.advantage(rewards)[:, None].expand_as(ref_log_ratio)
         if self.credit != "sequence":
-            charges = kl.tokens(log_ratio, exact_kl)
+            charges = kl.tokens(ref_log_ratio, exact_kl)
             if self.credit == "to_go":
                 charges = to_go(charges, kl.estimator.fixed_by_prefix)
             return algorithm.advantage(rewards)[:, None] - beta * charges
         per_sequence = kl.clip.input_level == "sequence"
-        total = kl.sequence(log_ratio) if per_sequence else kl.tokens(log_ratio, exact_kl).sum(1)
+        total = kl.sequence(ref_log_ratio) if per_sequence else kl.tokens(ref_log_ratio, exact_kl).sum(1)
         if self.inside:
             advantages = algorithm.advantage(rewards - beta * total)
         else:
             advantages = algorithm.advantage(rewards) - beta * total
-        return advantages[:, None].expand_as(log_ratio)
+        return advantages[:, None].expand_as(ref_log_ratio)
 
-    def loss_sums(self, log_ratio: Tensor, exact_kl: Tensor | None, kl: KLTerm, weight: Tensor | None = None) -> Tensor:
+    def loss_sums(
+        self, ref_log_ratio: Tensor, exact_kl: Tensor | None, kl: KLTerm, weight: Tensor | None = None
+    ) -> Tensor:
         """The KL loss of each sequence before β: Σ_t k(ℓ_t) (level token), k(Σ_t ℓ_t) (level sequence), or 0.
 
-        Args: `log_ratio` θ − ref ``[B, T]``, masked, differentiable; `weight` as in `KL.weights`.
+        Args: `ref_log_ratio` θ − ref ``[B, T]``, masked, differentiable; `weight` as in `KL.weights`.
         Returns ``[B]`` in nats.
         """
         if not self.in_loss:
-            return torch.zeros_like(log_ratio[:, 0])
+            return torch.zeros_like(ref_log_ratio[:, 0])
         if self.level == "token":
-            return kl.tokens(log_ratio, exact_kl, weight).sum(1)
-        return kl.sequence(log_ratio, weight)
+            return kl.tokens(ref_log_ratio, exact_kl, weight).sum(1)
+        return kl.sequence(ref_log_ratio, weight)
 
 
 @component

@@ -28,11 +28,11 @@ def kl_metrics(scores: Scores, mask: Tensor) -> Metrics:
     `kl/forward_*` is the exact KL(π_ref ‖ π_old) of the token distributions at prefixes that π sampled, which is not
     the forward KL of sequences (that would need samples of the reference).
     """
-    log_ratio = masked(scores.old_logprobs - scores.ref_logprobs, mask)
+    ref_log_ratio = ref_log_ratios(scores, mask)
     values = {
-        "k1": k1(log_ratio),
-        "k2": k2(log_ratio),
-        "k3": k3(log_ratio),
+        "k1": k1(ref_log_ratio),
+        "k2": k2(ref_log_ratio),
+        "k3": k3(ref_log_ratio),
         "full": masked(scores.exact_kl, mask),
         "forward": masked(scores.forward_kl, mask),
     }
@@ -44,9 +44,14 @@ def kl_metrics(scores: Scores, mask: Tensor) -> Metrics:
     return metrics
 
 
+def ref_log_ratios(scores: Scores, mask: Tensor) -> Tensor:
+    """ℓ_t = log π_old − log π_ref of each token ``[B, T]``, 0 at masked ones; nats."""
+    return masked(scores.old_logprobs - scores.ref_logprobs, mask)
+
+
 def sequence_log_ratios(scores: Scores, mask: Tensor) -> Tensor:
-    """ℓ = Σ_t log π_old − log π_ref of each response ``[B]``, nats."""
-    return masked(scores.old_logprobs - scores.ref_logprobs, mask).sum(1)
+    """ℓ = Σ_t ℓ_t of each response ``[B]``, nats."""
+    return ref_log_ratios(scores, mask).sum(1)
 
 
 def clip_metrics(scores: Scores, mask: Tensor, objective: Objective) -> Metrics:
@@ -58,8 +63,8 @@ def clip_metrics(scores: Scores, mask: Tensor, objective: Objective) -> Metrics:
         log_ratios = sequence_log_ratios(scores, mask)
         moved = (log_ratios - objective.clip(log_ratios, level)).abs()
         return {"clip/fraction": (moved > 0).double().mean().item(), "clip/distance": moved.double().mean().item()}
-    log_ratio = masked(scores.old_logprobs - scores.ref_logprobs, mask)
-    moved = (log_ratio - objective.clip(log_ratio, level)).abs()
+    ref_log_ratio = ref_log_ratios(scores, mask)
+    moved = (ref_log_ratio - objective.clip(ref_log_ratio, level)).abs()
     return {"clip/fraction": _token_mean((moved > 0).float(), mask), "clip/distance": _token_mean(moved, mask)}
 
 

@@ -173,8 +173,8 @@ def base_trouble(rollout: Rollout) -> str | None:
 
 def kept_places(batch: Batch, group_size: int) -> list[int]:
     """Places of the responses to keep: whole groups, those with the largest |ℓ_t| first, while there is room."""
-    log_ratio = (batch.scores.old_logprobs - batch.scores.ref_logprobs) * batch.rollout.generation.tokens.mask
-    size = torch.nan_to_num(log_ratio.abs(), nan=torch.inf).amax(1).view(-1, group_size).amax(1)
+    ref_log_ratio = (batch.scores.old_logprobs - batch.scores.ref_logprobs) * batch.rollout.generation.tokens.mask
+    size = torch.nan_to_num(ref_log_ratio.abs(), nan=torch.inf).amax(1).view(-1, group_size).amax(1)
     lengths = batch.rollout.generation.tokens.lengths.view(-1, group_size).sum(1)
     order = size.argsort(descending=True, stable=True)
     kept = order[lengths[order].cumsum(0) <= TOKENS_KEPT].sort().values.tolist()

@@ -183,4 +183,4 @@ def test_a_group_that_fails_is_an_exit_code_and_a_cause(in_tmp, capsys):
 
 
 def test_a_reward_model_is_left_out():
-    assert trial.at_most(small_spec("reward=reward_model", "reward.prompts=24")).reward == small_spec().reward
+    assert trial.cut_to_longest(small_spec("reward=reward_model", "reward.prompts=24")).reward == small_spec().reward

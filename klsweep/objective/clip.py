@@ -17,12 +17,18 @@ Half = Literal["reward", "loss"]
 
 
 def hard_clip(log_ratio: Tensor, low: float | None, high: float | None) -> Tensor:
-    """clip(ℓ, low, high): the gradient is 0 outside the bounds (None: no bound). Any shape; nats."""
+    """clip(ℓ, low, high): the gradient is 0 outside the bounds (None: no bound). Any shape; nats.
+
+    Where a bound binds, the estimate's value and gradient are both biased.
+    """
     return log_ratio.clamp(low, high)
 
 
 def straight_through_clip(log_ratio: Tensor, low: float | None, high: float | None) -> Tensor:
-    """ℓ + sg(clip(ℓ, low, high) − ℓ): the clipped value with the gradient of ℓ. Any shape; nats."""
+    """ℓ + sg(clip(ℓ, low, high) − ℓ): the clipped value with the gradient of ℓ. Any shape; nats.
+
+    An estimator's gradient is then k'(ℓ^τ)·∇log π: limited where a bound binds, not cut off; as biased in value.
+    """
     return log_ratio.clamp(low, high).detach() + (log_ratio - log_ratio.detach())  # + 0.0: the value is exact
 
 

@@ -51,7 +51,10 @@ class NoCorrection(Correction):
 
 @component
 class Truncated(Correction):
-    """Choice `truncated`: min(w, cap); without a cap plain importance sampling. Source: Yao et al. 2025 (TIS)."""
+    """Choice `truncated`: min(w, cap), biased where it binds; without a cap plain importance sampling.
+
+    Source: Yao et al. 2025 (TIS).
+    """
 
     level: Level
     cap: PositiveFloat | None
@@ -62,7 +65,7 @@ class Truncated(Correction):
 
 @component
 class Masked(Correction):
-    """Choice `masked`: w where floor ≤ w ≤ cap, else 0: what is too far off is left out.
+    """Choice `masked`: w where floor ≤ w ≤ cap, else 0: what is too far off is left out, and missing in the mean.
 
     Source: Ling Team 2025, arXiv 2510.18855 (IcePop), at token level; at sequence level known as MIS.
     """

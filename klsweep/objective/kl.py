@@ -44,13 +44,19 @@ def k3(log_ratio: Tensor) -> Tensor:
 
 
 def absolute(log_ratio: Tensor) -> Tensor:
-    """|ℓ|. Value and gradient both biased; libraries offer it as "abs". Shape of the input; nats."""
+    """|ℓ|, which libraries offer as "abs".
+
+    Value: biased, E_π|ℓ| ≥ KL. Gradient as a loss under on-policy samples: that of Σ|π − π_ref|, twice the total
+    variation (token-local at token level). Shape of the input; nats.
+    """
     return log_ratio.abs()
 
 
 def exact_token_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Σ_v p(v)·(log p(v) − log q(v)), exact at each position given its prefix.
 
+    Value: unbiased for the KL of sequences if p's own policy has sampled the prefixes. Gradient as a loss: token-local,
+    what a token does to later prefixes is dropped; exactly ∇KL together with its charge (`reward_and_loss`).
     Args: `log_p`, `log_q` normalised log-probabilities ``[..., V]``; −inf in `log_p` contributes 0.
     Returns: KL(p ‖ q) ``[...]`` in nats. With p = π and q = π_ref this is estimator `full`; with the two swapped,
     the forward KL of the token distributions.

@@ -15,7 +15,8 @@ def per_sequence_scale(lengths: Tensor, aggregation: Aggregation, max_length: in
     """Factor on each sequence's token sum, before division by `global_count`.
 
     seq-sum and token-mean: 1; seq-mean: 1/T_i (depends on the sampled length, hence on y); fixed: 1/L_max.
-    Args: `lengths` T_i ``[B]``, `max_length` L_max. Returns ``[B]``.
+    Only seq-sum and fixed keep ∇KL up to a constant: the normaliser of the others depends on what was sampled.
+    Args: `lengths` T_i ``[B]``, float; `max_length` L_max. Returns ``[B]``.
     """
     if aggregation == "seq-mean":
         return 1.0 / lengths

@@ -94,6 +94,9 @@ class KL:
         """Importance weight of the KL loss over its denominator ``[B, T]`` or ``[B, 1]``, None for none.
 
         `weight_over`: old, π_old; sampler, μ; current, sg(π_θ), which is 1 in value and counts by its gradient only.
+        Under samples of the denominator, uncapped: with a sequence weight the values are those of π_θ's own samples,
+        and so is the gradient of k2 at sequence level if it is detached (∇KL), those of k1 and k3 (∇KL, too) if it is
+        differentiable. A token weight corrects no prefix, a cap binds some: biased.
         Args: all ``[B, T]``, masked. Differentiable in `logprobs` unless `weight_grad` is detached.
         """
         if self.weight == "none":

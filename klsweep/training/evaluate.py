@@ -23,8 +23,9 @@ def evaluate(
 ) -> dict[str, list[ItemRow]]:
     """Rows of every suite: how many of n samples were right, whether the greedy response was, and the KL.
 
-    `kl` is Σ_t KL(π ‖ π_ref) of the token distributions, averaged over an item's n samples: an unbiased estimate of
-    the sequence KL in nats, since the samples are fresh (training batches are stale off-policy). `score` gives the
+    `kl` is Σ_t KL(π ‖ π_ref) of the token distributions, averaged over an item's n samples: with `eval.top_p` 1 an
+    unbiased estimate of the sequence KL in nats, since the samples are fresh (training batches are stale off-policy).
+    `entropy` is the same of their entropies, nats per response (a training batch's is per token). `score` gives the
     distributions at `eval.temperature`. Draws depend on `eval.seed`, item and sample alone, so two policies are
     compared on common random numbers.
     """
@@ -71,7 +72,10 @@ def _suite(
 def _likelihoods(
     policy: Policy, suite: OffersOptions, items: Sequence[Item], score: Callable[[Tokens], Scores]
 ) -> list[ItemRow]:
-    """What the likeliest option of each item is: `option_logprobs` are log π(option | prompt), summed over tokens."""
+    """What the likeliest option of each item is.
+
+    `option_logprobs`: log π(option | prompt) at `eval.temperature`, summed over tokens, nats.
+    """
     asked = [suite.options(item) for item in items]
     counts = [len(options.texts) for options in asked]
     encoded = policy.encode([options.prompt for options in asked])
@@ -104,7 +108,10 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def summary(rows: Mapping[str, Sequence[ItemRow]], pass_at: Sequence[int]) -> dict[str, float]:
-    """`eval/<suite>/…`, means over items: pass@k (k = 1 always), greedy, kl, entropy, likelihood of options."""
+    """`eval/<suite>/…`, means over items: pass@k (k = 1 always), greedy, kl, entropy, likelihood of options.
+
+    kl and entropy are in nats per response.
+    """
     result = {}
     for suite, items in rows.items():
         for k in sorted({1, *pass_at}):

@@ -90,17 +90,16 @@ def _train(
         fetch = trainer.begin(index, version=done)
         if trainer.repeats_itself:
             return fetch
-        saved = cache(lambda: _saved(attempt, fetch()))
+        fetch_and_save = cache(lambda: _saved(attempt, fetch()))
         if not trainer.samples_ahead:  # it is there: a run that is killed before its turn finds it
-            saved()
-        return saved
+            fetch_and_save()
+        return fetch_and_save
 
     def record_evaluation(update: int, rows: dict[str, list[ItemRow]]) -> measure.Metrics:
         for suite, suite_rows in rows.items():
             attempt.append(suites[suite], [{"update": update, **row} for row in suite_rows])
         witness.sees_evaluation(update, rows)
-        left = {} if shift is None else shift.metrics(trainer)
-        return {**summary(rows, spec.eval.pass_at), **left}
+        return {**summary(rows, spec.eval.pass_at), **({} if shift is None else shift.metrics(trainer))}
 
     def record_update(update: int, row: measure.Metrics) -> None:
         attempt.append(folder.metrics, [{"update": update, **row}])
@@ -137,7 +136,7 @@ def _train(
         advantages = clipped.advantages(
             rollout.rewards, scores.old_logprobs, scores.ref_logprobs, tokens.mask, betas.reward, scores.exact_kl
         )
-        witness.sees(rollout, dataclasses.replace(scores, kept=None), advantages)
+        witness.sees(rollout, dataclasses.replace(scores, kept=None), advantages)  # it must not hold on to the graph
         with clock.phase("step"):
             steps = trainer.update(
                 rollout.generation, scores, advantages, betas.loss, threshold.tau, settings.lr_at(update)

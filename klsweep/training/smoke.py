@@ -69,7 +69,7 @@ def smoke(
     Prompts are the longest there are, as many as one batch holds; `rollout.ignore_stop` makes the responses as long.
     SmokeFailed names the stage.
     """
-    whole, spec, folder = spec, at_most(spec), attempt.folder
+    whole, spec, folder = spec, cut_to_longest(spec), attempt.folder
     stages = _Stages(folder.path / FINDINGS)
     share = _eval_prompts(spec) / _eval_prompts(whole)
     stages.note(process=memory.without_model(), eval_share=share)
@@ -108,7 +108,7 @@ def smoke(
     return Outcome("done")
 
 
-def at_most(spec: RunSpec) -> RunSpec:
+def cut_to_longest(spec: RunSpec) -> RunSpec:
     """The run with its longest prompts alone: enough to train on, and to fill a batch of an evaluation.
 
     A reward model is left out: training sees the true reward.

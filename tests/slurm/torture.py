@@ -326,9 +326,11 @@ def run_all(arena: Arena, repeat: int = 0) -> dict[str, str]:
 
     def one(torture: Callable[[Arena, str], str]) -> str:
         try:
-            return torture(arena, f"{torture.__name__.replace('_', '-')}-{repeat}")
+            text = torture(arena, f"{torture.__name__.replace('_', '-')}-{repeat}")
         except (AssertionError, subprocess.SubprocessError, OSError) as error:
-            return f"FAILED: {type(error).__name__}: {error}"
+            text = f"FAILED: {type(error).__name__}: {error}"
+        print(f"{torture.__name__} {repeat + 1}: {text}", flush=True)
+        return text
 
     with ThreadPoolExecutor(PARALLEL) as pool:
         seen = list(pool.map(one, GENTLE))
@@ -338,22 +340,27 @@ def run_all(arena: Arena, repeat: int = 0) -> dict[str, str]:
 def main(repeats: int, file: Path) -> int:
     root = Path(tempfile.mkdtemp(prefix="klsweep-torture."))
     arena = Arena(root)
+    results: list[dict[str, str]] = []
     try:
-        results = [run_all(arena, i) for i in range(repeats)]
+        for i in range(repeats):
+            results.append(run_all(arena, i))
+            write_table(file, results)  # after every round: an interrupted one still has a true table
     finally:
         arena.close()
-    lines = [f"| what was done | as it should be | seen in the last of {repeats} |", "|---|---|---|"]
+    return any(text.startswith("FAILED") for result in results for text in result.values())
+
+
+def write_table(file: Path, results: list[dict[str, str]]) -> None:
+    """Replace the table between the marks in a page: how often each torture went as it should, and what was seen."""
+    lines = [f"| what was done | as it should be | seen in the last of {len(results)} |", "|---|---|---|"]
     for torture in (*GENTLE, *ROUGH):
         seen = [result[torture.__name__] for result in results]
         good = sum(not text.startswith("FAILED") for text in seen)
-        lines.append(f"| {(torture.__doc__ or '').strip()} | {good}/{repeats} | {seen[-1]} |")
-        for text in seen:
-            print(f"{torture.__name__}: {text}")
+        lines.append(f"| {(torture.__doc__ or '').strip()} | {good}/{len(results)} | {seen[-1]} |")
     start, end = "<!-- torture -->\n", "<!-- end -->"
     page = file.read_text()
     head, tail = page[: page.index(start) + len(start)], page[page.index(end) :]
     file.write_text(head + "\n".join(lines) + "\n" + tail)
-    return any(text.startswith("FAILED") for result in results for text in result.values())
 
 
 if __name__ == "__main__":

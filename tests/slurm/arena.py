@@ -136,7 +136,7 @@ class Trial:
     def status(self) -> dict[str, Any]:
         return sweep_status(self.sweep)
 
-    def settle(self, seconds: float = 90.0) -> dict[str, Any]:
+    def settle(self, seconds: float = 180.0) -> dict[str, Any]:
         """Wait until nothing works on the sweep any more or waits in the queue; its status."""
 
         def idle() -> dict[str, Any] | None:
@@ -146,7 +146,7 @@ class Trial:
 
         return wait_until(idle, f"{self.name}: quiet", seconds)
 
-    def finish(self, seconds: float = 120.0) -> None:
+    def finish(self, seconds: float = 240.0) -> None:
         """Wait until every run is finished, lifting the hold of requeued jobs."""
 
         def finished() -> bool:
@@ -161,7 +161,8 @@ class Trial:
         wait_until(finished, f"{self.name}: done", seconds, self._explanation)
 
     def _explanation(self) -> str:
-        logs = [f"{file.name}: {file.read_text()[-1500:]}" for file in self.sweep.path.glob("submissions/*/logs/*.*")]
+        files = self.sweep.path.glob("submissions/*/logs/*_log.*")
+        logs = [f"{file.name}: {file.read_text()[-1500:]}" for file in files]
         return "\n".join([*logs, shell("squeue", "--array", "--states=all"), json.dumps(self.status(), indent=1)])
 
     def check(self) -> str:
@@ -193,7 +194,7 @@ def shell(*command: str) -> str:
 
 
 def wait_until(
-    ask: Callable[[], Any], what: str, seconds: float = 90.0, explain: Callable[[], str] = lambda: ""
+    ask: Callable[[], Any], what: str, seconds: float = 180.0, explain: Callable[[], str] = lambda: ""
 ) -> Any:
     deadline = time.monotonic() + seconds
     while not (answer := ask()):

@@ -160,27 +160,65 @@ def cancel(jobs: Collection[str]) -> None:
         raise NoAnswer(f"scancel: {_complaint(done)}")
 
 
-def limits() -> Limits:
-    """The cluster's limits for us, now. NoAnswer without SLURM."""
+def name() -> str:
+    """The cluster's name. NoAnswer without SLURM."""
+    return _settings()["ClusterName"]
+
+
+def limits(asked: Collection[tuple[str | None, str | None]]) -> Limits:
+    """The limits for our jobs of these (partition, QOS), now; None: the default one. NoAnswer without SLURM."""
+    values = _settings()
+    # jobs that are over, and others' jobs, count for MaxJobCount, too
+    room = [int(values["MaxJobCount"]) - 1 - _count("--states=all")] if "MaxJobCount" in values else []
+    room += _accounting_room(values["ClusterName"], asked)
+    submittable = max(0, min(room)) if room else None
+    return Limits(max(1, int(values.get("MaxArraySize", 1001))), submittable, values["ClusterName"])
+
+
+def _settings() -> dict[str, str]:
     done = _ask("scontrol", "show", "config")
     if done.returncode:
         raise NoAnswer(f"scontrol: {_complaint(done)}")
-    values = dict(re.findall(r"^(\w+)\s*=\s*(\S+)", done.stdout, re.MULTILINE))
-    room = [int(values["MaxJobCount"]) - 1] if "MaxJobCount" in values else []
-    room += _association_limits()
-    mine = len(queue()) if room else 0
-    return Limits(
-        max(1, int(values.get("MaxArraySize", 1001))), max(0, min(room) - mine) if room else None, values["ClusterName"]
-    )
+    return dict(re.findall(r"^(\w+)\s*=\s*(\S+)", done.stdout, re.MULTILINE))
 
 
-def _association_limits() -> list[int]:
-    """MaxSubmit of our associations where accounting keeps one (the smallest, whatever the partition)."""
+def _count(*which: str) -> int:
+    """Jobs and array tasks in the queue."""
+    done = _ask("squeue", "--noheader", "--array", "--format=.", *which)
+    if done.returncode:
+        raise NoAnswer(f"squeue: {_complaint(done)}")
+    return len(done.stdout.splitlines())
+
+
+def _accounting_room(where: str, asked: Collection[tuple[str | None, str | None]]) -> list[int]:
+    """What accounting, where there is one, leaves us of MaxSubmit of our associations (whatever the partition), and of
+    MaxSubmitJobsPerUser of the QOS that jobs would have by themselves or by their partition."""
     if shutil.which("sacctmgr") is None:
         return []
-    user = getpass.getuser()
-    done = _ask("sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={user}", "format=MaxSubmit")
-    return [int(word) for word in done.stdout.split() if word.isdigit()] if done.returncode == 0 else []
+    whose = (f"user={getpass.getuser()}", f"cluster={where}")
+    ours = _accounts("assoc", *whose, "format=MaxSubmit,DefaultQOS")
+    room = [int(allowed) - _count("--me") for allowed, _ in ours if allowed]
+    default = next((name for _, name in ours if name), "normal")
+    allowed = {name: int(most) for name, most in _accounts("qos", "format=Name,MaxSubmitPU") if most}
+    for partition, qos in asked if allowed else ():
+        own, (name, added) = qos or default, _partition(partition)
+        room += [allowed[own] - _count("--me", f"--qos={own}")] if own in allowed else []
+        room += [allowed[added] - _count("--me", f"--partition={name}")] if added in allowed else []
+    return room
+
+
+def _partition(name: str | None) -> tuple[str, str]:
+    """Name (of the default one, if none is given) and QOS of a partition; N/A without a QOS."""
+    done = _ask("scontrol", "--oneliner", "show", "partition", *([name] if name else []))
+    lines = [line for line in done.stdout.splitlines() if name or " Default=YES" in line]
+    values = dict(re.findall(r"(\w+)=(\S*)", lines[0])) if lines else {}
+    return values.get("PartitionName", ""), values.get("QoS", "N/A")
+
+
+def _accounts(*what: str) -> list[list[str]]:
+    """Rows of what accounting knows; none if it does not answer."""
+    done = _ask("sacctmgr", "--noheader", "--parsable2", "show", *what)
+    return [line.split("|") for line in done.stdout.splitlines()] if done.returncode == 0 else []
 
 
 def environment() -> dict[str, str]:

@@ -69,13 +69,16 @@ def seconds_of(row: Row, siblings: Sequence[Measured], calibrated: Sequence[Meas
 
 @dataclass(frozen=True)
 class Cost:
-    """Hours of jobs (times GPUs, if any are asked for) with their range, by axis value and in total; bytes of disk."""
+    """Hours of jobs (times GPUs, if any are asked for) with their range, by axis value and in total; bytes of disk.
 
+    `per_run`: seconds of a run, on average, and the range over all of them.
+    """
+
+    per_run: Seconds
     hours: float
     low: float
     high: float
     unit: str
-    source: str
     by_axis: dict[str, dict[str, float]]
     disk: int
     longest_run: float  # seconds
@@ -97,12 +100,14 @@ def estimate(
             values = by_axis.setdefault(axis, {})
             values[str(value)] = values.get(str(value), 0.0) + time.expected * factor
     sizes = [run.bytes for run in (*siblings, *calibrated)]
+    expected = sum(time.expected for _, time in known)
+    low, high = min(time.low for _, time in known), max(time.high for _, time in known)
     return Cost(
-        hours=sum(time.expected for _, time in known) * factor,
+        per_run=Seconds(expected / len(known), low, high, known[0][1].source),
+        hours=expected * factor,
         low=sum(time.low for _, time in known) * factor,
         high=sum(time.high for _, time in known) * factor,
         unit="GPU-hours" if gpus else "job-hours",
-        source=known[0][1].source,
         by_axis={axis: values for axis, values in by_axis.items() if len(values) > 1},
         disk=int(statistics.median(sizes) * len(rows)),
         longest_run=max(time.expected for _, time in known),

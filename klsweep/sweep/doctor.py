@@ -80,10 +80,12 @@ class Patient:
             return [*checks, Check("torch", True, f"torch {torch.__version__}, no GPU asked for")]
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         found = f"torch {torch.__version__} for CUDA {torch.version.cuda} sees {count} of {self.gpus} GPUs"
-        if count:
-            torch.ones(8, device="cuda").sum().item()  # raises if the driver is too old for this torch
+        try:
+            torch.ones(8, device="cuda").sum().item()
             found += f" ({torch.cuda.get_device_name(0)})"
-        return [*checks, Check("torch", count >= self.gpus, found)]
+        except (AssertionError, RuntimeError) as error:  # a torch for the CPU; a driver that is too old for this one
+            return [*checks, Check("torch", False, f"{found}, driver {_driver()}: {str(error).splitlines()[0]}")]
+        return [*checks, Check("torch", count >= self.gpus, f"{found}, driver {_driver()}")]
 
     def _files(self) -> list[Check]:
         scratch = Path(os.environ.get("SLURM_TMPDIR") or tempfile.gettempdir())
@@ -100,11 +102,15 @@ class Patient:
         if _until(lambda: all(file.exists() for file in both) or None, STEP_SECONDS) is None:
             return
         turns = Turns(folder / "turns")
-        won = []
+        taken, ended, trouble = [], [], ""
         for number in random.sample(range(1, CONTESTS + 1), CONTESTS):  # so that now one, now the other comes first
             time.sleep(0.01)
-            won += [number] if turns.take(number, {"by": self.name}) else []
-        write_json(folder / f"{self.name}.won", won)
+            taken += [number] if turns.take(number, {"by": self.name}) else []
+            try:
+                ended += [number] if turns.end(number, {"by": self.name}) else []
+            except OSError as error:  # a file system without hard links
+                trouble = f" ({error.strerror})"
+        write_json(folder / f"{self.name}.won", {"taken": taken, "ended": ended, "trouble": trouble})
 
 
 class _Flag:
@@ -142,7 +148,7 @@ def examine(plan: Plan) -> list[Check]:
 
 
 def _examine(launcher: Slurm, folder: Path, code: Path, models: Sequence[Any], jobs: list[str]) -> list[Check]:
-    limits = cluster.limits()
+    limits = cluster.limits({(launcher.partition, launcher.qos)})
     room = "unknown" if limits.submittable is None else str(limits.submittable)
     checks = [Check("limits", limits.submittable != 0, f"arrays of {limits.array_size}, room for {room} jobs")]
 
@@ -152,25 +158,29 @@ def _examine(launcher: Slurm, folder: Path, code: Path, models: Sequence[Any], j
         jobs.append(sbatch(folder / "logs", launcher, code, [patient], {**parameters, "time": 10, **more}))
 
     send("a")
-    if _until(lambda: (folder / "a.ready").exists() or None, START_SECONDS) is None:
-        return [*checks, Check("start", False, f"job {jobs[0]}: {_whereabouts(jobs[0])} (see {folder / 'logs'})")]
-    apart = None
+    if not _starts(folder / "a.ready", jobs[0], START_SECONDS):
+        return [*checks, Check("start", False, f"job {jobs[0]}: {_whereabouts(jobs[0])}{_last_words(folder, jobs[0])}")]
+    apart = False
     with contextlib.suppress(cluster.NoAnswer):  # the partition has one node
         send("b", exclude=read_json(folder / "a.ready")["node"])
-        apart = _until(lambda: (folder / "b.ready").exists() or None, STEP_SECONDS / 8)
-    if apart is None:  # no other node is free, or there is none
+        apart = _starts(folder / "b.ready", jobs[-1], STEP_SECONDS / 8)
+    if not apart:  # no other node is free, or there is none
         cluster.cancel(jobs[1:])
         send("b")
-        if _until(lambda: (folder / "b.ready").exists() or None, STEP_SECONDS / 2) is None:
-            return [*checks, Check("claims", False, f"a second job did not start: {_whereabouts(jobs[-1])}")]
+        if not _starts(folder / "b.ready", jobs[-1], STEP_SECONDS / 2):
+            where = f"{_whereabouts(jobs[-1])}{_last_words(folder, jobs[-1])}"
+            return [*checks, Check("claims", False, f"a second job did not start: {where}")]
     for name in "ab":
         _until(lambda name=name: (folder / f"{name}-0.started").exists() or None, STEP_SECONDS)
         checks += [Check(f"{c['name']} ({name})", c["passed"], c["found"]) for c in read_json(folder / f"{name}.json")]
     nodes = [(read_json(folder / f"{name}-0.started") or {}).get("node") for name in "ab"]
-    won = [_until(lambda name=name: read_json(folder / f"{name}.won"), STEP_SECONDS) or [] for name in "ab"]
-    once = sorted([*won[0], *won[1]]) == list(range(1, CONTESTS + 1))
+    won = [_until(lambda name=name: read_json(folder / f"{name}.won"), STEP_SECONDS) for name in "ab"]
     where = f"on {nodes[0]} and {nodes[1]}" if nodes[0] != nodes[1] else f"both on {nodes[0]}: not tried across nodes"
-    checks.append(Check("claims", once, f"{CONTESTS} turns, {len(won[0])} + {len(won[1])} taken, {where}"))
+    for what, check in (("taken", "claims"), ("ended", "ends")):  # by renaming a folder, by a hard link
+        a, b = (each[what] if each else [] for each in won)
+        once = sorted([*a, *b]) == list(range(1, CONTESTS + 1))
+        trouble = next((each["trouble"] for each in won if each), "") if check == "ends" else ""
+        checks.append(Check(check, once, f"{CONTESTS} turns, {len(a)} + {len(b)} {what}, {where}{trouble}"))
     return [*checks, *_signals(folder, jobs[0])]
 
 
@@ -192,6 +202,32 @@ def _signals(folder: Path, job: str) -> list[Check]:
 def _waits_again(job: str) -> bool | None:
     queued = cluster.queue([job]).get(job)
     return True if queued and queued.restart > 0 and queued.state in ("PENDING", "RUNNING") else None
+
+
+def _starts(sign: Path, job: str, seconds: float) -> bool:
+    """Wait until a job gives a sign of life; False if it does not, or is over before it has."""
+
+    def ask() -> bool | None:
+        gone = job not in cluster.queue([job])  # asked first: it may give its sign and end in between
+        return True if sign.exists() else False if gone else None
+
+    return bool(_until(ask, seconds))
+
+
+def _last_words(folder: Path, job: str) -> str:
+    """The end of what a job wrote to stderr."""
+    file = folder / "logs" / f"{job}_0_log.err"
+    lines = file.read_text(errors="replace").splitlines() if file.exists() else []
+    last = next((line for line in reversed(lines) if line.strip() and not line.startswith("srun:")), "")
+    return f"; it wrote {last.strip()!r} last ({file})" if last else f" (see {folder / 'logs'})"
+
+
+def _driver() -> str:
+    """Version of this node's NVIDIA driver."""
+    try:
+        return Path("/sys/module/nvidia/version").read_text().strip()
+    except OSError:
+        return "not loaded"
 
 
 def _whereabouts(job: str) -> str:

@@ -46,7 +46,7 @@ def submit(sweep: SweepFolder, number: int, wanted: Mapping[str, Slurm], code: P
         key = json.dumps(_plain(launcher), sort_keys=True)
         groups.setdefault(key, []).append(run_id)
         launchers[key] = launcher
-    limits = cluster.limits()
+    limits = cluster.limits({(each.partition, each.qos) for each in launchers.values()})
     room, chunks = limits.submittable, list[tuple[Slurm, list[list[str]]]]()
     for key, run_ids in groups.items():
         tasks = list(_slices(run_ids, launchers[key].runs_per_job))
@@ -67,11 +67,21 @@ def submit(sweep: SweepFolder, number: int, wanted: Mapping[str, Slurm], code: P
         parameters = launcher.parameters(sweep.name, comment, throttle, lanes[lane])
         if not sweep.submissions.holds(number):
             raise cluster.NoAnswer("another launcher has taken over: this one was silent for too long")
-        job = _submit_chunk(sweep.submissions.folder(number) / name, record, launcher, parameters, sweep)
+        try:
+            job = _submit_chunk(sweep.submissions.folder(number) / name, record, launcher, parameters, sweep)
+        except cluster.NoAnswer as error:
+            raise cluster.NoAnswer(f"{error}{_said(jobs, chunks[:index], wanted)}") from error
         lanes[lane] = f"afterany:{job}"
         jobs.append(job)
     runs = sum(len(task) for _, chunk in chunks for task in chunk)
     return Submission(jobs, sum(len(chunk) for _, chunk in chunks), runs, len(wanted) - runs)
+
+
+def _said(jobs: Sequence[str], chunks: Sequence[tuple[Slurm, list[list[str]]]], wanted: Mapping[str, Slurm]) -> str:
+    """What had been submitted before sbatch refused, to be said with its reason; empty if nothing."""
+    runs = sum(len(task) for _, chunk in chunks for task in chunk)
+    before = f"{runs} of {len(wanted)} runs were submitted before that, as {', '.join(jobs)}"
+    return f" ({before}: the same command submits the rest)" if jobs else ""
 
 
 def _submit_chunk(

@@ -177,7 +177,7 @@ def check_budget(plan: Plan, launchers: Mapping[str, Slurm]) -> None:
     if cost.hours > ceiling:
         raise BadInput(
             f"launcher.max_hours={ceiling:g}: the plan would cost about {cost.hours:.2f} {cost.unit} "
-            f"({cost.low:.2f} to {cost.high:.2f}, from {cost.source})"
+            f"({cost.low:.2f} to {cost.high:.2f}, from {cost.per_run.source})"
         )
 
 

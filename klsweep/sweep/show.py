@@ -219,9 +219,9 @@ def _cost_lines(plan: Plan, cost: Cost | None) -> list[str]:
     if not isinstance(launcher, Slurm):
         workers = min(launcher.workers, len(plan.to_run))
         low, mid, high = (hours * 3600 / workers for hours in (cost.low, cost.hours, cost.high))
-        return [f"cost: about {mid:.0f} s on {workers} workers ({low:.0f} to {high:.0f}, from {cost.source}){disk}"]
+        return [f"cost: {_per_run(cost)}, in all {mid:.0f} s on {workers} workers ({low:.0f} to {high:.0f}){disk}"]
     low, mid, high = (_hours(hours) for hours in (cost.low, cost.hours, cost.high))
-    lines = [*jobs, f"cost: {cost.unit} {mid} ({low} to {high}, from {cost.source}){disk}"]
+    lines = [*jobs, f"cost: {_per_run(cost)}, in all {mid} {cost.unit} ({low} to {high}){disk}"]
     for axis, values in cost.by_axis.items():
         lines.append(f"  by {axis}: {', '.join(f'{value} {_hours(hours)}' for value, hours in values.items())}")
     settled = launcher.settled()
@@ -237,6 +237,12 @@ def _cost_lines(plan: Plan, cost: Cost | None) -> list[str]:
             f"(launcher.signal_delay_s={settled.signal_delay_s}): the last update of each job would be lost"
         )
     return lines
+
+
+def _per_run(cost: Cost) -> str:
+    """What a run takes, and from what that is known."""
+    run = cost.per_run
+    return f"about {run.expected:.0f} s a run ({run.low:.0f} to {run.high:.0f}, from {run.source})"
 
 
 def print_checks(checks: list[Check]) -> None:

@@ -57,7 +57,7 @@ def observe(sweep: SweepFolder, run_ids: Collection[str]) -> tuple[dict[str, Obs
         open_jobs = {job for run_id, job in jobs.items() if statuses[run_id]["state"] in ("running", *WAITING)}
         queue = queued(sweep, open_jobs)
         asked = {jobs[run_id] for run_id in jobs if statuses[run_id]["state"] in ("running", "pending")} - set(queue)
-        if asked and (here := cluster.limits().cluster) not in (names := clusters(sweep)):
+        if asked and (here := cluster.name()) not in (names := clusters(sweep)):
             raise cluster.NoAnswer(f"this is cluster {here}, and the jobs are on {', '.join(sorted(names))}")
         ended = cluster.endings(asked, mark(sweep))
     except cluster.NoAnswer as error:

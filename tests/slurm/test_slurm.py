@@ -303,7 +303,10 @@ def test_what_it_costs(here, capsys):
     assert main(["plan", *arguments, "--json", "--config-dir", "conf"]) == 0
     cost = json.loads(capsys.readouterr().out)["cost"]
     assert cost["low"] <= cost["hours"] <= cost["high"]
-    assert cost["source"] == "4 finished runs of this sweep"
+    run = cost["per_run"]
+    assert run["source"] == "4 finished runs of this sweep"
+    assert run["low"] <= run["expected"] <= run["high"]
+    assert cost["hours"] == pytest.approx(4 * run["expected"] / 3600)  # seeds 2 and 3
     assert cost["hours"] == pytest.approx(sum(cost["by_axis"]["sampling"].values()))
     assert cost["unit"] == "job-hours"
     assert cost["disk"] > 1e6

@@ -31,7 +31,7 @@ def notes(table: Table, comparison: Comparison, reference: Reference | None, poo
     if pooled:
         lines.append(
             "Rows over several cells: the mean of the cells' means, each with the same weight; the interval is about "
-            "seeds, not about which cells there are."
+            "seeds, which their cells share, not about which cells there are."
         )
     if any(entry.mark for line in table.rows for entry in line.entries):
         lines.append(BEST)

@@ -34,8 +34,8 @@ class Group:
         return [run for cell in self.cells for run in cell.runs]
 
     def estimate(self, of: Figure) -> Estimate | None:
-        """Mean over cells of their means over seeds, and its interval."""
-        return mean_of_means([list(cell.by_seed(of).values()) for cell in self.cells])
+        """Mean over cells of their means over seeds, and its interval over seeds."""
+        return mean_of_means([cell.by_seed(of) for cell in self.cells])
 
     def by_seed(self, of: Figure) -> BySeed:
         """The figure's mean over cells for each seed that all cells have."""

@@ -1,7 +1,7 @@
 """Intervals over runs. The unit is the run (a seed), never the item or the token: those of one run are correlated."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,33 +43,43 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate | 
 
     Args: `values` one number per run. Assumes independent runs; exact for normal ones.
     """
-    return mean_of_means([values], confidence)
+    return mean_of_means([dict(enumerate(values))], confidence)
 
 
-def mean_of_means(cells: Sequence[Sequence[float]], confidence: float = 0.95) -> Estimate | None:
-    """Mean over K cells of their means ȳ_k, each cell with the same weight: (1/K) Σ ȳ_k ± t_ν · √(Σ v_k) / K.
+def mean_of_means(cells: Sequence[Mapping[int, float]], confidence: float = 0.95) -> Estimate | None:
+    """Mean over K cells of their means ȳ_k, each with the same weight: (1/K) Σ ȳ_k ± t_ν · √V. Seeds are independent.
 
-    v_k = s_k²/n_k with ddof 1, ν = (Σ v_k)² / Σ v_k²/(n_k − 1). One cell: Student's t. Runs are independent, cells may
-    differ in spread. No interval if a cell has one run; None for no values. Empty cells do not count.
-    Source: Satterthwaite 1946, "An approximate distribution of estimates of variance components".
+    Args: `cells` a number per seed each. What runs of one seed have in common, all cells that have it share: each seed
+    is one draw, V = Σ_s d_s², d_s = Σ_k √(n_k/(n_k−1)) (y_ks − ȳ_k) / (K n_k) over the cells that have seed s. With
+    b_k = s_k √(n_k/(n_k−1)) / (K n_k), s_k with ddof 1, m_k the indicator of the seeds of k: ν = (tr BBᵀ)² / tr BBᵀBBᵀ,
+    B = Σ_k b_k (diag m_k − m_k m_kᵀ/n_k). Cells of the same seeds: Student's t of the means per seed; cells that share
+    none: Welch and Satterthwaite. No interval if a cell has one run; None for no values. Empty cells do not count.
+    Source: Satterthwaite 1946, "An approximate distribution of estimates of variance components"; errors by cluster:
+    Bell and McCaffrey 2002, "Bias reduction in standard errors for linear regression".
     """
-    filled = [cell for cell in cells if len(cell)]
+    filled = [cell for cell in cells if cell]
     if not filled:
         return None
     n = sum(map(len, filled))
-    means = [math.fsum(cell) / len(cell) for cell in filled]
+    means = [math.fsum(cell.values()) / len(cell) for cell in filled]
     mean = math.fsum(means) / len(filled)
     if any(len(cell) == 1 for cell in filled):
         return Estimate(n, mean, None, None)
-    spreads = [
-        math.fsum((v - m) ** 2 for v in cell) / (len(cell) - 1) / len(cell)
-        for cell, m in zip(filled, means, strict=True)
-    ]
-    total = math.fsum(spreads)
-    if total == 0:
+    places = {seed: i for i, seed in enumerate(sorted({seed for cell in filled for seed in cell}))}
+    draws, mixing = np.zeros(len(places)), np.zeros((len(places), len(places)))  # d [S], B [S, S]
+    for cell, own in zip(filled, means, strict=True):
+        scale = math.sqrt(len(cell) / (len(cell) - 1)) / len(filled) / len(cell)
+        rows = [places[seed] for seed in cell]
+        left = np.array(list(cell.values())) - own
+        draws[rows] += scale * left
+        spread = math.sqrt(math.fsum(left**2) / (len(cell) - 1))
+        mixing[np.ix_(rows, rows)] += scale * spread * (np.eye(len(cell)) - 1 / len(cell))
+    error = math.sqrt(math.fsum(draws**2))
+    if error == 0:
         return Estimate(n, mean, mean, mean)
-    freedom = total**2 / math.fsum(v**2 / (len(cell) - 1) for v, cell in zip(spreads, filled, strict=True))
-    half = float(stdtrit(freedom, 0.5 + confidence / 2)) * math.sqrt(total) / len(filled)
+    products = mixing @ mixing.T
+    freedom = float(products.trace() ** 2 / (products**2).sum())
+    half = float(stdtrit(freedom, 0.5 + confidence / 2)) * error
     return Estimate(n, mean, mean - half, mean + half)
 
 

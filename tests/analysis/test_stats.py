@@ -43,16 +43,49 @@ def test_the_default_interval_covers_though_a_runs_suites_are_correlated(runs):
 
 
 def test_mean_of_means_is_welchs_test_of_two_cells():
-    """(ā + b̄)/2 is half of Welch's difference of a and −b: the same half-width, halved."""
-    a, b = [0.1, 0.4, 0.5, 0.9], [0.2, 0.25, 0.3]
+    """Without common seeds, (ā + b̄)/2 is half of Welch's difference of a and −b: the same half-width, halved."""
+    a, b = {0: 0.1, 1: 0.4, 2: 0.5, 3: 0.9}, {4: 0.2, 5: 0.25, 6: 0.3}
     estimate = mean_of_means([a, b])
-    welch = stats.ttest_ind(a, [-x for x in b], equal_var=False).confidence_interval()
+    first, second = list(a.values()), list(b.values())
+    welch = stats.ttest_ind(first, [-x for x in second], equal_var=False).confidence_interval()
     assert estimate is not None
-    assert (estimate.n, estimate.mean) == (7, pytest.approx((np.mean(a) + np.mean(b)) / 2))
+    assert (estimate.n, estimate.mean) == (7, pytest.approx((np.mean(first) + np.mean(second)) / 2))
     assert (estimate.ci_low, estimate.ci_high) == (pytest.approx(welch.low / 2), pytest.approx(welch.high / 2))
-    assert mean_of_means([a, [], b]) == estimate
-    assert mean_of_means([a, [0.5]]) == (5, pytest.approx(0.4875), None, None)
-    assert mean_of_means([[1.0, 1.0], [3.0, 3.0]]) == (4, 2.0, 2.0, 2.0)
+    assert mean_of_means([a, {}, b]) == estimate
+    assert mean_of_means([a, {0: 0.5}]) == (5, pytest.approx(0.4875), None, None)
+    assert mean_of_means([{0: 1.0, 1: 1.0}, {0: 3.0, 1: 3.0}]) == (4, 2.0, 2.0, 2.0)
+
+
+def test_mean_of_means_of_cells_with_the_same_seeds_is_students_t_of_the_means_per_seed():
+    a, b = {0: 0.1, 1: 0.4, 2: 0.5}, {2: 0.6, 1: 0.45, 0: 0.3}
+    per_seed = [0.2, 0.425, 0.55]
+    estimate = mean_of_means([a, b])
+    interval = stats.t.interval(0.95, 2, np.mean(per_seed), stats.sem(per_seed))
+    assert estimate == (6, pytest.approx(np.mean(per_seed)), *map(pytest.approx, interval))
+
+
+@pytest.mark.parametrize("runs", [3, 5, 10])
+@pytest.mark.parametrize("shared", [0.0, 0.5, 0.92])
+@pytest.mark.parametrize("missing", [0, 1])
+def test_the_interval_of_pooled_cells_covers_though_they_share_seeds(runs, shared, missing):
+    """Four cells whose runs of one seed correlate by `shared`; one of them may lack a seed."""
+    rng = np.random.default_rng(runs)
+    repetitions, cells = 1500, 4
+    common = math.sqrt(shared) * rng.normal(size=(repetitions, 1, runs))
+    values = 0.6 + 0.1 * (common + math.sqrt(1 - shared) * rng.normal(size=(repetitions, cells, runs)))
+    covered = apart = 0
+    for study in values:
+        found = [dict(enumerate(row)) for row in study.tolist()]
+        for seed in range(missing):
+            del found[0][seed]
+        interval = mean_of_means(found)
+        assert interval is not None
+        covered += interval.ci_low <= 0.6 <= interval.ci_high
+        wrong = mean_of_means([{100 * i + seed: v for seed, v in cell.items()} for i, cell in enumerate(found)])
+        assert wrong is not None
+        apart += wrong.ci_low <= 0.6 <= wrong.ci_high
+    assert 0.92 <= covered / repetitions <= 0.97
+    assert shared < 0.5 or apart / repetitions < 0.88  # as if each cell had seeds of its own
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 3), (3, 3), (1, 5), (7, 20), (200, 201)])

@@ -1,6 +1,7 @@
 """What the records of sweeps hold, one `RunResult` per planned run, and series and items on demand."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from klsweep.analysis.store import RunKey
 from klsweep.record.files import Row
 from klsweep.record.folder import FINISHED, SweepFolder
 
+DIVERGED_AT = re.compile(r"update (\d+): ")  # how the cause of a divergence begins
 LAST_UPDATES = 5  # training figures are means over a run's last updates: one update is noise
 
 
@@ -36,7 +38,7 @@ class RunResult:
     status: Row
     base: Row | None  # metrics row of update 0: the base's evaluation
     last: list[Row]  # metrics rows of the last updates
-    final_eval: Row | None  # the last row with an evaluation, once the run is finished
+    final_eval: Row | None  # the last row, once the run is finished, if it is of the run's end and has an evaluation
     prompts: dict[str, str]  # of the final evaluation: suite → digest of its prompt hashes
     verifier_errors: int  # responses that could not be graded, and count as wrong
     damage: str | None  # why its record could not be read; it has no rows then
@@ -161,7 +163,8 @@ def _result(planned: Planned, rows: list[Row], prompts: dict[str, str]) -> RunRe
     updates = [row for row in rows if row["update"] > 0]
     finished = planned.status["state"] in FINISHED
     # an earlier evaluation is not the final one: a run can diverge long after it
-    evaluated = updates[-1] if updates and any(key.startswith("eval/") for key in updates[-1]) else None
+    ended = bool(updates) and updates[-1]["update"] >= _end(planned)
+    evaluated = updates[-1] if ended and any(key.startswith("eval/") for key in updates[-1]) else None
     return RunResult(
         key=planned.key,
         plan=planned.plan,
@@ -173,6 +176,15 @@ def _result(planned: Planned, rows: list[Row], prompts: dict[str, str]) -> RunRe
         verifier_errors=planned.verifier_errors,
         damage=planned.damage,
     )
+
+
+def _end(planned: Planned) -> int:
+    """The update after which a finished run is evaluated: its last; of a diverged one, which its cause names, the one
+    that it diverged in. That has no row if responses could not even be sampled, and the row before is not its end."""
+    if planned.status["state"] == "diverged":
+        told = DIVERGED_AT.match(planned.status.get("cause") or "")
+        return int(told[1]) if told else 0
+    return planned.plan["evaluates"]["update"] if "evaluates" in planned.plan else planned.plan["updates"]
 
 
 def _distinct(runs: Sequence[RunResult]) -> list[RunResult]:

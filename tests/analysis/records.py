@@ -19,7 +19,15 @@ def plan_row(cell: str, seed: int, **axes) -> dict:
     }
 
 
-def write_run(sweep: SweepFolder, row: dict, state: str, add: float | None, science: str = "s1", **figures) -> None:
+def write_run(
+    sweep: SweepFolder,
+    row: dict,
+    state: str,
+    add: float | None,
+    science: str = "s1",
+    cause: str | None = None,
+    **figures: float,
+) -> None:
     """A run with base accuracies (add .4, sort .5, max .3) and the final ones given."""
     sweep.extend_plan([row])
     folder = sweep.run(row["run_id"])
@@ -38,7 +46,7 @@ def write_run(sweep: SweepFolder, row: dict, state: str, add: float | None, scie
     attempt = folder.claim(science_hash=science, eval_id=row["eval_id"])
     assert attempt is not None
     if state != "running":
-        attempt.finish(state)
+        attempt.finish(state, cause)
 
 
 def write_items(

@@ -102,6 +102,31 @@ def test_an_earlier_evaluation_is_not_the_final_one(sweep):
     assert (cell["n_seeds"], cell["states"], cell["suites"]["add"]["mean"]) == (0, {"diverged": 1}, None)
 
 
+@pytest.mark.parametrize(
+    ("state", "cause", "evaluated"),
+    [
+        ("diverged", "update 6: logits are not finite", 0),  # no response could be sampled: update 6 has no row
+        ("diverged", "update 5: kl/k1_sequence = inf", 1),  # in the update that was evaluated
+        ("done", None, 0),  # the rows after it are torn off
+    ],
+)
+def test_an_evaluation_in_the_last_row_is_final_only_if_the_run_ended_there(sweep, state, cause, evaluated):
+    write_run(sweep, plan_row("a", 0), state, None, cause=cause)
+    path = sweep.run("a-0").metrics
+    rows = [json.loads(line) for line in path.read_text().splitlines()][:6]
+    rows[5] |= {f"eval/{suite}/pass@1": 0.95 for suite in ("add", "sort", "max")}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (cell,) = cells_json(compare(sweep))
+    assert (cell["n_seeds"], cell["suites"]["add"]["n"]) == (evaluated, evaluated)
+
+
+def test_an_evaluations_end_is_the_update_that_it_evaluates(sweep):
+    """Its plan counts suites as updates."""
+    row = {**plan_row("a", 0), "updates": 30, "evaluates": {"run_id": "a-0", "update": 9}}
+    write_run(sweep, row, "done", 0.8)
+    assert cells_json(compare(sweep))[0]["n_seeds"] == 1
+
+
 def test_two_models_have_a_base_row_each(sweep):
     write_run(sweep, plan_row("a", 0, model="./one"), "done", 0.8)
     write_run(sweep, plan_row("b", 0, model="./two"), "done", 0.8)

@@ -15,7 +15,7 @@ from klsweep.analysis.figures import Figure
 from klsweep.analysis.groups import AgainstBase, AgainstCell, Group
 from klsweep.analysis.provenance import Kind, differing
 from klsweep.analysis.store import RunKey
-from klsweep.analysis.table import ABSENT, BLANK, Column, Entry, Line, Table, estimate_entry, label_entry, plain_entry
+from klsweep.analysis.table import ABSENT, BLANK, Column, Entry, Line, Table, label_entry, plain_entry
 from klsweep.cells import varying
 from klsweep.errors import BadInput
 
@@ -206,12 +206,12 @@ class _Columns:
             return _Made(Column(name, name), entries.trouble(self._comparison))
         if name in ("iqm/in", "iqm/out"):
             role = name.removeprefix("iqm/")
-            return _Made(Column(name, f"IQM {role}"), entries.interquartile(role))
+            return _Made(Column(name, f"IQM {role}"), entries.interquartile(self._comparison.figure(role)))
         of = self._comparison.figure(name)
         title = of.title + (" (in)" if self._comparison.suites.get(name) == "in" else "")
         fill: Fill = entries.figures(of)
         if self._layout.is_overview:
-            fill = each(lambda group: estimate_entry(group.estimate(of), group.planned))
+            fill = each(lambda group: entries.mean_entry(group, of))
         return _Made(Column(name, title), fill, partial(self._base_entry, of))
 
     def _comparisons(self, of: Figure, reference: Reference) -> list[_Made]:

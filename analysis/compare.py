@@ -62,13 +62,18 @@ class CellResult:
         """A run that has evaluated the base."""
         return next((run for run in self.runs if run.base is not None), None)
 
+    @cached_property
+    def of_seeds(self) -> dict[int, list[RunResult]]:
+        """Its runs by seed: one each, unless several results of one run are mixed."""
+        found = defaultdict[int, list[RunResult]](list)
+        for run in self.runs:
+            found[run.seed].append(run)
+        return dict(found)
+
     def by_seed(self, of: Figure) -> dict[int, float]:
         """A figure of each seed that has it. Several results of one run, if they are mixed, count as their mean."""
-        found = defaultdict[int, list[float]](list)
-        for run in self.runs:
-            if (value := of.value(run)) is not None:
-                found[run.seed].append(value)
-        return {seed: math.fsum(values) / len(values) for seed, values in found.items()}
+        found = {seed: [v for run in runs if (v := of.value(run)) is not None] for seed, runs in self.of_seeds.items()}
+        return {seed: math.fsum(values) / len(values) for seed, values in found.items() if values}
 
     def estimate(self, of: Figure) -> Estimate | None:
         """Mean over seeds with its t interval."""

@@ -2,12 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
 from klsweep.analysis.compare import Comparison
-from klsweep.analysis.figures import ACCURACY, Figure, suites_of
+from klsweep.analysis.figures import Figure
 from klsweep.analysis.groups import Group
 from klsweep.analysis.paired import Difference, SeedsNeeded, best_of, holm, seeds_needed
 from klsweep.analysis.stability import collapse, spikes
@@ -35,6 +36,8 @@ class Reference(Protocol):
     """What rows are held against."""
 
     def is_baseline(self, group: Group) -> bool: ...
+
+    def diverged(self, group: Group, of: Figure) -> int: ...
 
     def difference(self, group: Group, of: Figure) -> Difference | None: ...
 
@@ -73,6 +76,11 @@ def collapse_entry(group: Group) -> Entry:
     return rate_entry(wilson_interval(sum(cell.collapsed for cell in group.cells), group.evaluated), group.planned)
 
 
+def mean_entry(group: Group, of: Figure, mark: Mark | None = None) -> Entry:
+    """A figure's mean over a row's runs."""
+    return estimate_entry(group.estimate(of), group.planned, mark, diverged=group.diverged(of))
+
+
 def figures(of: Figure) -> Fill:
     """Means with intervals; the best, and what cannot be told from it, are marked where higher is better.
 
@@ -81,10 +89,7 @@ def figures(of: Figure) -> Fill:
 
     def fill(groups: Groups) -> list[Entry]:
         marks = _marks(of, groups) if of.higher_is_better is not None else {}
-        return [
-            BLANK if group is None else estimate_entry(group.estimate(of), group.planned, marks.get(i))
-            for i, group in enumerate(groups)
-        ]
+        return [BLANK if group is None else mean_entry(group, of, marks.get(i)) for i, group in enumerate(groups)]
 
     return fill
 
@@ -115,20 +120,22 @@ def differences(of: Figure, reference: Reference) -> Fill:
         found = [None if group is None else reference.difference(group, of) for group in groups]
         adjusted = holm([d and d.p for d in found])
         return [
-            BLANK if group is None or reference.is_baseline(group) else _difference_entry(d, group, p)
+            BLANK
+            if group is None or reference.is_baseline(group)
+            else _difference_entry(d, group, p, group.diverged(of) + reference.diverged(group, of))
             for group, d, p in zip(groups, found, adjusted, strict=True)
         ]
 
     return fill
 
 
-def _difference_entry(found: Difference | None, group: Group, p: float | None) -> Entry:
+def _difference_entry(found: Difference | None, group: Group, p: float | None, diverged: int) -> Entry:
     if found is None:
         return ABSENT
     planned = max(cell.planned for cell in group.cells)
-    entry = estimate_entry(found.estimate, planned, sign=True)
+    entry = estimate_entry(found.estimate, planned, sign=True, diverged=diverged)
     values = {**entry.values, "p": found.p, "p_holm": p, "alone": found.alone, "baseline_alone": found.baseline_alone}
-    return Entry(entry.text if p is None else f"{entry.text}, {p_text(p)}", values)
+    return replace(entry, text=entry.text if p is None else f"{entry.text}, {p_text(p)}", values=values)
 
 
 def seeds(of: Figure, reference: Reference, difference: float) -> Fill:
@@ -162,13 +169,20 @@ def seeds_text(needed: SeedsNeeded) -> str:
     return f"{needed.more:,} more (of {needed.total:,}; up to {cautious})"
 
 
-def interquartile(role: str) -> Fill:
-    """Interquartile mean of accuracies over runs and suites, with an interval that resamples runs."""
+def interquartile(of: Figure) -> Fill:
+    """Interquartile mean over runs and the suites of a figure, with an interval that resamples seeds."""
 
     def entry(group: Group) -> Entry:
-        rows = [[run.evaluation(suite, ACCURACY) for suite in suites_of(run, role)] for run in group.runs]
-        whole = [row for row in rows if row and None not in row]
-        return resampled_entry(bootstrap(np.array(whole, float)) if whole else None, group.planned)
+        of_seed = defaultdict[int, list[float]](list)
+        runs = 0
+        for cell in group.cells:
+            for seed, same in cell.of_seeds.items():
+                asked = [[run.evaluation(suite, of.metric) for suite in of.suites(run)] for run in same]
+                whole = [row for row in asked if row and None not in row]
+                of_seed[seed] += np.mean(np.array(whole, float), axis=0).tolist() if whole else []
+                runs += bool(whole)
+        found = bootstrap([values for values in of_seed.values() if values])
+        return resampled_entry(found and found._replace(n=runs), group.planned, group.diverged(of))
 
     return each(entry)
 

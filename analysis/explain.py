@@ -6,12 +6,16 @@ from klsweep.analysis.entries import Reference
 from klsweep.analysis.figures import NOTES
 from klsweep.analysis.groups import AgainstCell
 from klsweep.analysis.stats import FEW_RUNS
-from klsweep.analysis.table import Table, is_partial
+from klsweep.analysis.table import DIVERGED, Table
 
 ACCURACIES = "Accuracy: sampled pass@1, mean over runs (seeds) ± half of its 95 % t interval; (in): the trained task."
 BEST = (
     "◆ best, ◇ not told from the best: no row is better on common seeds, paired t at 5 % / (rows − 1). "
     "With 95 % probability the truly best row is among the marked."
+)
+DIVERGED_NOTE = (
+    f"{DIVERGED} over runs of which some diverged: an accuracy is what those had then, a training figure the mean of "
+    "their last finite updates."
 )
 TROUBLE = (
     f"trouble: fell, the share of right responses (mean of {stability.WINDOW} updates) to less than "
@@ -26,14 +30,17 @@ def notes(table: Table, comparison: Comparison, reference: Reference | None, poo
     lines = [" ".join([ACCURACIES, *(text for name, text in NOTES.items() if name in names)])]
     if "outcome" in names and any(cell.collapsed for cell in comparison.cells):
         lines.append(f"collapsed k/n: {_COLLAPSED}.")
-    if is_partial(table):
+    entries = [entry for line in table.rows for entry in line.entries]
+    if any(entry.partial for entry in entries):
         lines.append("* mean over fewer runs than planned (see runs).")
+    if any(entry.diverged for entry in entries):
+        lines.append(DIVERGED_NOTE)
     if pooled:
         lines.append(
             "Rows over several cells: the mean of the cells' means, each with the same weight; the interval is about "
             "seeds, which their cells share, not about which cells there are."
         )
-    if any(entry.mark for line in table.rows for entry in line.entries):
+    if any(entry.mark for entry in entries):
         lines.append(BEST)
     if reference is not None:
         lines += _differences(reference, names)

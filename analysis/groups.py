@@ -37,6 +37,10 @@ class Group:
         """Mean over cells of their means over seeds, and its interval over seeds."""
         return mean_of_means([cell.by_seed(of) for cell in self.cells])
 
+    def diverged(self, of: Figure) -> int:
+        """Runs that diverged among those that the figure is over."""
+        return sum(run.status["state"] == "diverged" and of.value(run) is not None for run in self.runs)
+
     def by_seed(self, of: Figure) -> BySeed:
         """The figure's mean over cells for each seed that all cells have."""
         return mean_by_seed([cell.by_seed(of) for cell in self.cells])
@@ -54,6 +58,10 @@ class AgainstBase:
     def is_baseline(self, group: Group) -> bool:
         """True if a row is the baseline itself."""
         return False
+
+    def diverged(self, group: Group, of: Figure) -> int:
+        """No run is part of the baseline."""
+        return 0
 
     def difference(self, group: Group, of: Figure) -> Difference | None:
         """Mean over cells of what their runs have gained; None for a figure of training, which the base has none of."""
@@ -94,6 +102,10 @@ class AgainstCell:
     def is_baseline(self, group: Group) -> bool:
         """True if a row is the baseline itself."""
         return all(cell.plan["cell_id"] in self._ids for cell in group.cells)
+
+    def diverged(self, group: Group, of: Figure) -> int:
+        """Runs that diverged among those of what a row is held against."""
+        return Group([base for cell in group.cells if (base := self.baseline(cell)) is not None]).diverged(of)
 
     def difference(self, group: Group, of: Figure) -> Difference | None:
         """Paired by seed, and over common items where two runs were not asked the same."""

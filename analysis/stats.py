@@ -107,7 +107,7 @@ def interquartile_mean(values: np.ndarray) -> float:
 
 
 def bootstrap(
-    values: np.ndarray,
+    values: Sequence[Sequence[float]] | np.ndarray,
     statistic: Callable[[np.ndarray], float] = interquartile_mean,
     seed: int = 0,
     resamples: int = 2000,
@@ -115,18 +115,18 @@ def bootstrap(
 ) -> Resampled | None:
     """A statistic of runs and its percentile interval over resampled runs; None for no values.
 
-    Args: `values` [runs, figures of a run]. A run is drawn whole, with all its figures: drawing run and suite apart, as
-    if one run's suites were independent, makes intervals far too narrow. Those of few runs are too narrow as well; then
-    `warning` says so. The same seed gives the same interval.
+    Args: `values` of each run all its figures, however many; of runs that share a seed, those of all of them. A run is
+    drawn whole: drawing run and suite apart, as if one run's suites were independent, makes intervals far too narrow.
+    Those of few runs are too narrow as well; then `warning` says so. The same seed gives the same interval.
     """
-    n = len(values)
+    n, figures = len(values), [np.asarray(row, float) for row in values]
     if n == 0:
         return None
-    value = statistic(values)
+    value = statistic(np.concatenate(figures))
     if n == 1:
         return Resampled(1, value, None, None, "one run: no interval")
     draws = np.random.default_rng(seed).integers(n, size=(resamples, n))
-    found = [statistic(values[rows]) for rows in draws]
+    found = [statistic(np.concatenate([figures[i] for i in rows])) for rows in draws]
     low, high = np.quantile(found, [0.5 - confidence / 2, 0.5 + confidence / 2])
     few = f"resampled from {n} runs: too narrow (of means, it covers 74 % at 3 runs, 85 % at 5, 90 % at 10)"
     return Resampled(n, value, float(low), float(high), few if n < FEW_RUNS else None)

@@ -10,15 +10,21 @@ from klsweep.analysis.store import RunKey
 Mark = Literal["best", "tied"]
 NOTHING = "–"
 PARTIAL = "*"
+DIVERGED = "†"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One place of a table: its text, and the numbers behind it by name. `mark`: best, or not told from the best."""
+    """One place of a table: its text, and the numbers behind it by name. `mark`: best, or not told from the best.
+
+    `partial`: over fewer runs than planned. `diverged`: over runs among which some diverged.
+    """
 
     text: str
     values: dict[str, Any] = field(default_factory=dict)
     mark: Mark | None = None
+    partial: bool = False
+    diverged: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,29 +70,40 @@ def is_label(table: Table, place: int) -> bool:
     return all("value" in line.entries[place].values for line in table.rows)
 
 
-def estimate_entry(estimate: Estimate | None, planned: int, mark: Mark | None = None, sign: bool = False) -> Entry:
-    """`0.600 ±0.083`, without ± of one run, starred over fewer runs than planned. `sign`: of a difference, `+0.600`."""
+def estimate_entry(
+    estimate: Estimate | None, planned: int, mark: Mark | None = None, sign: bool = False, diverged: int = 0
+) -> Entry:
+    """`0.600 ±0.083`, without ± of one run, signed as in `over_runs`. `sign`: of a difference, `+0.600`."""
     if estimate is None:
         return ABSENT
-    partial = estimate.n < planned
-    text = f"{estimate.mean:{'+' if sign else ''}.3f}{_half(estimate.mean, estimate.ci_high)}{PARTIAL * partial}"
-    return Entry(text, {**estimate._asdict(), "planned": planned}, mark)
+    text = f"{estimate.mean:{'+' if sign else ''}.3f}{_half(estimate.mean, estimate.ci_high)}"
+    return over_runs(text, {**estimate._asdict(), "planned": planned}, diverged, mark)
+
+
+def over_runs(text: str, values: dict[str, Any], diverged: int = 0, mark: Mark | None = None) -> Entry:
+    """A figure over `values["n"]` of `values["planned"]` runs, of which so many diverged.
+
+    Starred over fewer than planned; with a dagger if any diverged.
+    """
+    partial = values["n"] < values["planned"]
+    values = {**values, "diverged": diverged} if diverged else values
+    return Entry(text + PARTIAL * partial + DIVERGED * bool(diverged), values, mark, partial, bool(diverged))
 
 
 def rate_entry(rate: Rate, planned: int) -> Entry:
     """`1/3 (6–79 %)`, starred if fewer runs have ended than planned."""
     if rate.ci_low is None or rate.ci_high is None:
         return ABSENT
-    text = f"{rate.k}/{rate.n} ({100 * rate.ci_low:.0f}–{100 * rate.ci_high:.0f} %){PARTIAL * (rate.n < planned)}"
-    return Entry(text, {**rate._asdict(), "planned": planned})
+    text = f"{rate.k}/{rate.n} ({100 * rate.ci_low:.0f}–{100 * rate.ci_high:.0f} %)"
+    return over_runs(text, {**rate._asdict(), "planned": planned})
 
 
-def resampled_entry(found: Resampled | None, planned: int) -> Entry:
+def resampled_entry(found: Resampled | None, planned: int, diverged: int = 0) -> Entry:
     """`0.600 (0.512–0.688)`: a bootstrap interval need not be symmetric."""
     if found is None:
         return ABSENT
     interval = "" if found.ci_low is None else f" ({found.ci_low:.3f}–{found.ci_high:.3f})"
-    return Entry(f"{found.value:.3f}{interval}{PARTIAL * (found.n < planned)}", {**found._asdict(), "planned": planned})
+    return over_runs(f"{found.value:.3f}{interval}", {**found._asdict(), "planned": planned}, diverged)
 
 
 def plain_entry(value: float | None) -> Entry:
@@ -101,12 +118,6 @@ def p_text(p: float) -> str:
 
 def _half(mean: float, high: float | None) -> str:
     return "" if high is None or not math.isfinite(high) else f" ±{high - mean:.3f}"
-
-
-def is_partial(table: Table) -> bool:
-    """True if a mean in it is over fewer runs than planned."""
-    entries = [entry for line in table.rows for entry in line.entries]
-    return any(PARTIAL in entry.text for entry in entries if "planned" in entry.values)
 
 
 SIGNS: dict[Mark | None, str] = {"best": "◆", "tied": "◇", None: ""}

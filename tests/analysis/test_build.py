@@ -8,7 +8,7 @@ from scipy import stats
 from klsweep.analysis.build import Layout, build
 from klsweep.analysis.compare import compare
 from klsweep.analysis.paired import seeds_needed
-from klsweep.analysis.tables import TEXTS, print_table
+from klsweep.analysis.tables import TEXTS, markdown, print_table
 from klsweep.cli import main
 from klsweep.errors import BadInput
 from klsweep.record.folder import SweepFolder
@@ -138,6 +138,36 @@ def test_incomplete_means_are_starred_in_every_column(sweep):
     for form in ("markdown", "csv", "html", "latex"):
         text = TEXTS[form](table)
         assert text.index("4 done, 1 diverged") < text.index("0.850")
+
+
+def test_figures_of_diverged_runs_bear_a_sign_in_every_column(sweep):
+    for seed, state in enumerate(["done", "done", "diverged"]):
+        write_run(sweep, cell("reward", "on_policy", seed), state, 0.8)
+        write_run(sweep, cell("none", "on_policy", seed), "done", 0.5 + 0.01 * seed)
+    columns = ["add", "out", "reward", "iqm/out", "divergence"]
+    table = build(compare(sweep), Layout(columns=columns, metrics=["add"], baseline=["placement=none"]))
+    rows = rows_of(table)
+    signs = {name: [e.text.count("†") for e in entries[3:]] for name, entries in rows.items()}
+    assert signs == {" ": [0] * 6, "reward 0.1": [1, 1, 1, 1, 1, 0], "none –": [0] * 6}
+    assert rows["reward 0.1"][3].text == "0.800 ±0.000†"
+    assert rows["reward 0.1"][3].values["diverged"] == 1
+    assert sum(note.startswith("† over runs of which some diverged") for note in table.notes) == 1
+    held = build(compare(sweep), Layout(columns=["add"], metrics=["add"], baseline=["placement=reward"]))
+    assert rows_of(held)["none –"][4].text.count("†") == 1  # the baseline's
+    apart = build(compare(sweep, where=["state=done"]), Layout(columns=["add"]))
+    assert "†" not in markdown(apart)
+
+
+def test_rows_over_cells_with_other_suites_have_an_interquartile_mean(sweep):
+    """Of seed 0 the figures .6 .2 .9, of seed 1 .6 .2: the quarters' edges are at 1.25 and 3.75 of five."""
+    write_run(sweep, plan_row("a", 0), "done", 0.8)
+    write_run(sweep, plan_row("a", 1), "done", 0.8)
+    wider = {**plan_row("b", 0, placement="reward"), "suites": {"add": "in", "sub": "out"}}
+    write_run(sweep, wider, "done", 0.8, sub=0.9)
+    table = build(compare(sweep), Layout(rows=["sampling"], columns=["iqm/out"]))
+    entry = column(table, "iqm/out")[1]
+    assert entry.values["value"] == pytest.approx((0.75 * 0.2 + 0.6 + 0.75 * 0.6) / 2.5)
+    assert (entry.values["n"], entry.values["planned"]) == (3, 3)
 
 
 def test_levels_of_an_axis_are_columns(study):

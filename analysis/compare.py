@@ -36,16 +36,12 @@ class CellResult:
     name: str  # in words
     runs: list[RunResult]
     provenance: Provenance  # of its results, without the kinds that are mixed; empty without a result
+    planned: int  # seeds of the cell, those whose results are kept apart from these among them
 
     @cached_property
     def states(self) -> dict[str, int]:
         """Its planned runs by state."""
         return dict(Counter(run.status["state"] for run in self.runs))
-
-    @property
-    def planned(self) -> int:
-        """Planned seeds."""
-        return len({run.seed for run in self.runs})
 
     @property
     def n_seeds(self) -> int:
@@ -145,9 +141,10 @@ def _cells(runs: Sequence[RunResult], found: Sequence[Provenance], mixed: Collec
     cells = []
     for cell_id, members in by_cell.items():
         groups = list({repr(own): own for _, own in members if own}.values()) or [{}]
+        planned = len({run.seed for run, _ in members})
         for group in groups:
             own = [run for run, made in members if (made or _meant(run, groups)) == group]
-            cells.append(CellResult(members[0][0].plan, names[cell_id], own, group))
+            cells.append(CellResult(members[0][0].plan, names[cell_id], own, group, planned))
     return cells
 
 

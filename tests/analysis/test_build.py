@@ -252,10 +252,13 @@ def test_results_made_otherwise_are_rows_apart_unless_asked(sweep):
     assert [c.title for c in table.columns][3:5] == ["code", "origin"]
     shown = [[entry.text for entry in line.entries[3:7]] for line in table.rows[1:]]
     assert shown == [
-        ["s1", "klsweep", "1/2", "0.800*"],
-        ["s2", "klsweep", "1/1", "0.600"],
-        ["s1", "external", "1/1", "0.100"],
+        ["s1", "klsweep", "1/4", "0.800*"],
+        ["s2", "klsweep", "1/4", "0.600*"],
+        ["s1", "external", "1/4", "0.100*"],
     ]
+    assert table.coverage[1] == (
+        "of 1 cells 0 have all their results; 1 have fewer than planned (k1 loss β=0.1 on_policy)"
+    )
     assert table.coverage[0].endswith("1 cells, 4 runs: 3 done, 1 pending")
     mixed = build(compare(sweep, mix=["all"]), Layout())
     assert [line.entries[4].text for line in mixed.rows[1:]] == ["0.500 ±0.896*"]
@@ -267,7 +270,7 @@ def test_a_run_without_a_result_stands_where_it_will_be_evaluated_alike(sweep):
     write_run(sweep, {**plan_row("a", 1), "eval_id": "e2"}, "done", 0.6)
     sweep.extend_plan([{**plan_row("a", 2), "eval_id": "e2"}, {**plan_row("a", 3), "eval_id": "e3"}])
     table = build(compare(sweep), Layout())
-    assert [[e.text for e in line.entries[3:5]] for line in table.rows[1:]] == [["e1", "1/2"], ["e2", "1/2"]]
+    assert [[e.text for e in line.entries[3:5]] for line in table.rows[1:]] == [["e1", "1/4"], ["e2", "1/4"]]
 
 
 def test_one_run_evaluated_twice_counts_once_if_mixed(tmp_path):

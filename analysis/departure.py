@@ -27,7 +27,7 @@ class Difference(NamedTuple):
 
 
 class Departure(NamedTuple):
-    """The first update at which a metric differs, and both values there."""
+    """The first update at which a metric differs, and both values there: NaN if not finite, None if not logged."""
 
     update: int
     metric: str
@@ -46,9 +46,13 @@ class Left(NamedTuple):
 
 
 def metrics_of(folder: RunFolder) -> dict[int, dict[str, float]]:
-    """The numbers of `metrics.jsonl` by update. A torn last line is passed over."""
+    """The numbers of `metrics.jsonl` by update, NaN for its null. A torn last line is passed over."""
     return {
-        row["update"]: {k: v for k, v in row.items() if isinstance(v, int | float) and k != "update"}
+        row["update"]: {
+            k: math.nan if v is None else v
+            for k, v in row.items()
+            if isinstance(v, int | float | None) and k != "update"
+        }
         for row in read_rows(folder.metrics)
     }
 

@@ -7,6 +7,7 @@ from typing import get_args
 
 from klsweep.commands.parser import FAILED, OK, Commands
 from klsweep.errors import BadInput
+from klsweep.record.files import finite
 from klsweep.record.folder import RunFolder
 from klsweep.record.rollouts import Kind
 
@@ -26,7 +27,8 @@ def declare(commands: Commands) -> None:
     diff = commands.on_run("diff", _diff, "where two runs part: configuration, and the first update of each metric")
     diff.add_argument("other", type=Path, help="another run folder")
     diff.add_argument("--tolerance", type=float, default=0.0, metavar="X", help="relative (default 0: any difference)")
-    diff.add_argument("--json", action="store_true", help="print everything as JSON")
+    text = "print everything as JSON; null: not finite, left out: not logged"
+    diff.add_argument("--json", action="store_true", help=text)
     run = commands.on_run("run", _run, "carry out one run here, from its folder", trains=True)
     run.add_argument("--into", type=Path, metavar="SWEEP", help="anew, in another sweep folder")
 
@@ -77,8 +79,8 @@ def _diff(options: argparse.Namespace) -> int:
     apart = departures(metrics[0], metrics[1], options.tolerance)
     both = len(set(metrics[0]) & set(metrics[1]))
     if options.json:
-        found = {"config": [f._asdict() for f in fields], "metrics": [d._asdict() for d in apart], "updates": both}
-        print(json.dumps(found, indent=1))
+        parted = [{key: finite(value) for key, value in d._asdict().items() if value is not None} for d in apart]
+        print(json.dumps({"config": [f._asdict() for f in fields], "metrics": parted, "updates": both}, indent=1))
         return OK
     for key, one, other in fields:
         print(f"{key}: {one!r} | {other!r}")

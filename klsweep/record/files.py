@@ -99,7 +99,7 @@ def _is_torn(path: Path) -> bool:
 
 def rows_text(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows as JSON lines."""
-    return "".join(json.dumps({k: _finite(v) for k, v in row.items()}) + "\n" for row in rows)
+    return "".join(json.dumps({k: finite(v) for k, v in row.items()}) + "\n" for row in rows)
 
 
 def append_text(path: Path, text: str) -> None:
@@ -122,7 +122,8 @@ def append_to(descriptor: int, text: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value as a record holds it: a number that is not finite is null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

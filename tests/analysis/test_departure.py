@@ -6,7 +6,15 @@ import math
 import pytest
 import yaml
 
-from klsweep.analysis.departure import Departure, Difference, config_differences, departures, left_siblings, siblings_of
+from klsweep.analysis.departure import (
+    Departure,
+    Difference,
+    config_differences,
+    departures,
+    left_siblings,
+    metrics_of,
+    siblings_of,
+)
 from klsweep.cli import main
 from klsweep.record.files import append_rows
 from klsweep.record.folder import RunFolder, SweepFolder
@@ -70,6 +78,31 @@ def test_diff_prints_the_earliest_first(sweep, capsys):
     assert found["updates"] == 4
     assert main(["diff", runs[0], runs[0]]) == 0
     assert capsys.readouterr().out == "equal configurations\nno metric differs in the 4 rows that both have\n"
+
+
+def test_a_figure_that_is_no_longer_finite_is_not_one_that_was_never_logged(tmp_path, capsys):
+    """A record has null for NaN: such a run leaves siblings whose gradient norms stay at 1, and parts from them."""
+    found = SweepFolder(tmp_path / "s")
+    for name in "abc":
+        norms = [1.0, 1.0, *([math.nan] * 3 if name == "a" else [1.0] * 3)]
+        rows = [{"update": u, "grad_norm": norm} for u, norm in enumerate(norms)]
+        run_folder(found, f"r1-{name}", {}, [*rows, {"update": 5, **({"entropy": 2.0} if name == "a" else {})}])
+    found.extend_plan([{"run_id": f"r1-{name}", "cell_id": 1} for name in "abc"])
+    folder = found.run("r1-a")
+    (left,) = left_siblings(metrics_of(folder), [metrics_of(sibling) for sibling in siblings_of(folder)])
+    assert (left.update, left.metric, left.low, left.high) == (2, "grad_norm", 1.0, 1.0)
+    assert math.isnan(left.value)
+    pair = [str(found.run(f"r1-{name}").path) for name in "ab"]
+    assert main(["diff", *pair]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "update 2: grad_norm nan | 1",
+        "update 5: entropy 2 | not logged",
+    ]
+    assert main(["diff", *pair, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == [
+        {"update": 2, "metric": "grad_norm", "one": None, "other": 1.0},
+        {"update": 5, "metric": "entropy", "one": 2.0},
+    ]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ DROP = 0.5  # of the highest trailing mean so far
 NOISE = 4.0  # standard errors of the difference of two trailing means
 BACK = 0.8  # of the highest trailing mean, at the end
 SPIKE = 10.0  # times the median of the updates before
-BEFORE = 20  # updates that the median is of, five at least
+BEFORE = 20  # updates that the median is of; five of them at least must have a size
 RESTING = 5  # updates at the end without a spike: it has settled
 
 
@@ -69,18 +69,19 @@ def collapse(series: Series) -> Collapse | None:
 
 
 def spikes(series: Series) -> Spikes | None:
-    """Jumps of a figure that is not negative, a gradient norm say: more than 10 times the median of the 20 finite
-    values before (of 5 at least), or not finite. None if there is none.
+    """Jumps of a figure that is not negative, a gradient norm say: not finite, or more than 10 times the median of the
+    positive finite ones among the 20 values before (5 at least). None if there is none.
+
+    Zeros say nothing of a figure's usual size: a batch whose rewards are all equal has no gradient.
     """
     found = []
     for i, value in enumerate(series.values):
         before = series.values[max(0, i - BEFORE) : i]
-        before = before[np.isfinite(before)]
+        before = before[np.isfinite(before) & (before > 0)]
         if not np.isfinite(value):
             found.append((i, np.inf))
         elif len(before) >= 5 and value > SPIKE * np.median(before):
-            median = float(np.median(before))
-            found.append((i, value / median if median > 0 else np.inf))
+            found.append((i, value / float(np.median(before))))
     if not found:
         return None
     return Spikes(

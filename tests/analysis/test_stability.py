@@ -55,4 +55,11 @@ def test_spikes_by_hand():
     assert spikes(series([2.0] * 10 + [21.0] + [2.0] * 4)) == (1, 11, pytest.approx(10.5), False)
     assert spikes(series([2.0] * 10 + [np.nan, 30.0] + [2.0] * 9)) == (2, 11, np.inf, True)
     assert spikes(series([0.1, 5.0, 0.1])) is None  # too early for a median
-    assert spikes(series([0.0] * 6 + [1e-3])) == (1, 7, np.inf, False)
+
+
+def test_after_updates_without_a_gradient_an_ordinary_one_is_no_spike():
+    """Zeros have no size to be ten times of: only the five positive values before 21 do, and their median is 2."""
+    assert spikes(series([0.0] * 7 + [2.0, 1.9, 2.1] * 4)) is None
+    assert spikes(series([2.0] * 10 + [0.0] * 15 + [3.0] + [2.0] * 5)) is None
+    assert spikes(series([0.0] * 7 + [2.0] * 4 + [21.0])) is None  # too early
+    assert spikes(series([0.0] * 7 + [2.0] * 5 + [21.0])) == (1, 13, pytest.approx(10.5), False)

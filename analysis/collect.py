@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from klsweep.analysis.columns import FLAG, NUMBER, TEXT, WHOLE, column, empty, figures, table, texts
+from klsweep.analysis.columns import FLAG, NUMBER, TEXT, WHOLE, cast, column, empty, figures, joined, table, texts
 from klsweep.analysis.store import Part, RunKey, Store, write_table
 from klsweep.cells import describe
 from klsweep.errors import BadInput
@@ -154,7 +154,7 @@ def _read(kind: _Kind, key: RunKey, files: Sequence[Path]) -> Part:
         except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
             reason = str(error) if isinstance(error, ValueError) else repr(error)
             return Part(pa.table({}), reason if str(file) in reason else f"{file}: {reason}")
-    return Part(pa.concat_tables(found, promote_options="permissive") if found else pa.table({}), None)
+    return Part(joined(found)[0] if found else pa.table({}), None)
 
 
 def _named(rows: pa.Table, key: RunKey) -> pa.Table:
@@ -173,7 +173,7 @@ def _metrics(file: Path) -> pa.Table:
 
 
 def _items(file: Path) -> pa.Table:
-    return table([{"suite": file.stem, **row} for row in read_rows(file)])
+    return cast(table([{"suite": file.stem, **row} for row in read_rows(file)]), ITEM_COLUMNS)
 
 
 def _metrics_files(folder: RunFolder) -> list[Path]:
@@ -184,11 +184,7 @@ def _items_files(folder: RunFolder) -> list[Path]:
     return sorted(folder.evaluations.glob("*.jsonl"))
 
 
+ITEM_COLUMNS = {"suite": TEXT, "update": WHOLE, "item": WHOLE, "prompt_hash": TEXT}
+ITEM_COLUMNS |= {"samples": WHOLE, "correct": WHOLE, "greedy_correct": FLAG, "kl": NUMBER, "entropy": NUMBER}
 METRICS = _Kind("metrics", {"update": WHOLE}, _metrics_files, _metrics)
-ITEMS = _Kind(
-    "items",
-    {"suite": TEXT, "update": WHOLE, "item": WHOLE, "prompt_hash": TEXT}
-    | {"samples": WHOLE, "correct": WHOLE, "greedy_correct": FLAG, "kl": NUMBER, "entropy": NUMBER},
-    _items_files,
-    _items,
-)
+ITEMS = _Kind("items", ITEM_COLUMNS, _items_files, _items)

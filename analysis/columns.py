@@ -24,6 +24,45 @@ def empty(columns: Mapping[str, pa.DataType]) -> pa.Table:
     return pa.table({name: pa.nulls(0, kind) for name, kind in columns.items()})
 
 
+def cast(rows: pa.Table, kinds: Mapping[str, pa.DataType]) -> pa.Table:
+    """Columns of these names as these kinds, the others as they are. ValueError where that would lose anything."""
+    found = {name: rows[name] for name in rows.column_names}
+    for name in kinds.keys() & found.keys():
+        own, kind = found[name], kinds[name]
+        if own.type == kind:
+            continue
+        try:
+            found[name] = own.cast(kind)
+            kept = found[name].cast(own.type).equals(own)
+        except pa.ArrowException:
+            kept = False
+        if not kept:
+            raise ValueError(f"{name}: expected {kind}, not {own.type}")
+    return pa.table(found)
+
+
+def joined(tables: Sequence[pa.Table]) -> tuple[pa.Table, list[str]]:
+    """Tables one below the other, and which columns became JSON texts for it: numbers in one, texts in another, say."""
+    try:
+        return pa.concat_tables(tables, promote_options="permissive"), []
+    except pa.ArrowException:
+        odd = [name for name in dict.fromkeys(n for t in tables for n in t.column_names) if not _alike(tables, name)]
+    return pa.concat_tables([_as_texts(one, odd) for one in tables], promote_options="permissive"), odd
+
+
+def _alike(tables: Sequence[pa.Table], name: str) -> bool:
+    kinds = {one.schema.field(name).type for one in tables if name in one.column_names}
+    try:
+        pa.unify_schemas([pa.schema({name: kind}) for kind in kinds], promote_options="permissive")
+    except pa.ArrowException:
+        return False
+    return True
+
+
+def _as_texts(rows: pa.Table, names: Sequence[str]) -> pa.Table:
+    return pa.table({n: _json_texts(rows[n].to_pylist()) if n in names else rows[n] for n in rows.column_names})
+
+
 def column(values: Sequence[Any]) -> pa.Array:
     """Booleans, integers, numbers, texts or lists of numbers as such, anything else as JSON text; None is NULL."""
     present = np.array([value is not None for value in values], bool)
@@ -35,6 +74,10 @@ def column(values: Sequence[Any]) -> pa.Array:
         return _numbers(np.array([0 if value is None else value for value in values], dtype), present)
     if kinds == {list} and all(isinstance(x, int | float) for value in values for x in value or ()):
         return _lists(values, present)
+    return _json_texts(values)
+
+
+def _json_texts(values: Sequence[Any]) -> pa.Array:
     return texts([value if value is None or isinstance(value, str) else json.dumps(value) for value in values])
 
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from klsweep.analysis.columns import TEXT, empty
+from klsweep.analysis.columns import TEXT, empty, joined
 
-FORMAT = 1  # of the file: one of another is made anew
+FORMAT = 2  # of the file: one of another is made anew
 ROWS_PER_GROUP = 2**17
 METADATA = b"klsweep"
 
@@ -88,11 +88,11 @@ class Store:
             entries[key] = _Entry(entry.seen, entry.rows, entry.damage, start)
             start += entry.rows
         filled = [part for part in parts if part.num_columns]
-        table = pa.concat_tables([self._empty, *filled], promote_options="permissive")
+        table, forced = joined([self._empty, *filled])
         if self._file is None:
             return table
         content = [[*key, e.seen, e.rows, e.damage, e.start] for key, e in entries.items()]
-        write_table(table, self._file, {"format": FORMAT, "runs": content})
+        write_table(table, self._file, {"format": FORMAT, "forced": forced, "runs": content})
         return self._file
 
 
@@ -126,7 +126,10 @@ def _state(file: Path) -> list[Any] | None:
 
 
 def _opened(file: Path | None) -> tuple[pq.ParquetFile | None, dict[RunKey, _Entry]]:
-    """A file that `Store` wrote, and what it knows; nothing if it is not there, damaged, or of another format."""
+    """A file that `Store` wrote, and what it knows; nothing if it is not there, damaged, or of another format.
+
+    Nor of one in which a column was forced to be text: the next one may have no need of that.
+    """
     if file is None or not file.exists():
         return None, {}
     try:
@@ -134,6 +137,6 @@ def _opened(file: Path | None) -> tuple[pq.ParquetFile | None, dict[RunKey, _Ent
         facts = json.loads((stored.schema_arrow.metadata or {}).get(METADATA, b"{}"))
     except (pa.ArrowInvalid, ValueError, OSError):
         return None, {}
-    if facts.get("format") != FORMAT:
+    if facts.get("format") != FORMAT or facts["forced"]:
         return None, {}
     return stored, {RunKey(sweep, run_id): _Entry(*entry) for sweep, run_id, *entry in facts["runs"]}

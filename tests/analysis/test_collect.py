@@ -142,6 +142,54 @@ def test_a_damaged_record_is_named_and_the_others_are_read(sweep, cache, text, r
     assert accuracies(mended) == {"a-0": 0.8, "a-1": 0.9}
 
 
+def odd_item(sweep: SweepFolder, **values) -> None:
+    """An item of a-0 with other values than training writes; that of a-1 is as ever, with a figure of its own."""
+    usual = {"update": 9, "item": 0, "prompt_hash": "p0", "samples": 4, "correct": 3, "greedy_correct": True}
+    for seed, own in enumerate([values, {"note": 0.5}]):
+        path = sweep.run(f"a-{seed}").evaluations / "add.jsonl"
+        path.unlink()
+        append_rows(path, [usual | own])
+
+
+def test_an_item_is_read_as_what_its_column_holds(sweep, cache):
+    two_runs(sweep)
+    odd_item(sweep, greedy_correct=1, correct=3.0, kl=2)
+    collected = collect([sweep], cache)
+    assert [run.damage for run in collected.runs] == [None, None]
+    rows = ask(collected, "SELECT run_id, greedy_correct, correct, kl FROM items ORDER BY run_id").rows
+    assert rows == [("a-0", True, 3, 2.0), ("a-1", True, 3, None)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kinds"),
+    [
+        ("greedy_correct", 2, "bool, not int64"),
+        ("correct", 0.5, "int64, not double"),
+        ("samples", "four", "int64, not large_string"),
+        ("prompt_hash", [1.5], "large_string, not large_list"),
+    ],
+)
+def test_an_item_that_cannot_be_read_so_is_damage_of_its_run(sweep, cache, name, value, kinds):
+    two_runs(sweep)
+    odd_item(sweep, **{name: value})
+    collected = collect([sweep], cache)
+    first, second = (run.damage for run in collected.runs)
+    assert first is not None
+    assert f"{name}: expected {kinds}" in first
+    assert second is None
+    assert ask(collected, "SELECT run_id, correct FROM items").rows == [("a-1", 3)]
+
+
+def test_what_one_run_has_as_text_and_another_as_number_is_text_as_long_as_that_is_so(sweep, cache):
+    two_runs(sweep)
+    odd_item(sweep, note="half")
+    sql = "SELECT note FROM items ORDER BY run_id"
+    assert ask(collect([sweep], cache), sql).rows == [("half",), ("0.5",)]
+    odd_item(sweep, note=0.25)
+    assert ask(collect([sweep], cache), sql).rows == [(0.25,), (0.5,)]
+    assert collect([sweep], cache).read == set()
+
+
 def test_a_damaged_plan_is_one_line(sweep, capsys):
     two_runs(sweep)
     sweep.plan_file.write_text('{"run_id"\n' + sweep.plan_file.read_text())

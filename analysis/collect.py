@@ -28,12 +28,16 @@ OnStep = Callable[[int, int], None]  # steps done, steps in all: a run has two, 
 
 @dataclass(frozen=True)
 class Planned:
-    """A planned run: its plan row and status, and what of its record could not be read."""
+    """A planned run: its plan row and status, and what of its record could not be read.
+
+    `verifier_errors`: how many responses could not be graded, None if the file that says so is damaged. That is no
+    `damage`, which leaves a run without rows.
+    """
 
     key: RunKey
     plan: Row
     status: Row
-    verifier_errors: int
+    verifier_errors: int | None
     damage: str | None
 
 
@@ -140,8 +144,8 @@ def _plan(sweep: SweepFolder) -> list[Row]:
 def _planned(key: RunKey, row: Row, folder: RunFolder, damage: str | None) -> Planned:
     try:
         ungraded = verifier_errors(folder)[0]
-    except (ValueError, KeyError, TypeError) as error:
-        ungraded, damage = 0, damage or f"{folder.rollouts}: {error!r}"
+    except (ValueError, LookupError, TypeError):
+        ungraded = None
     return Planned(key, row, folder.status(), ungraded, damage)
 
 

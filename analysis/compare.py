@@ -182,9 +182,14 @@ def has_collapsed(run: RunResult) -> bool:
 def _warnings(runs: Sequence[RunResult], repeated: int) -> list[str]:
     """What makes a figure less than it seems, besides what `provenance` tells."""
     warnings = []
-    if failing := [run for run in runs if run.verifier_errors]:
-        total = sum(run.verifier_errors for run in failing)
-        warnings.append(f"verifiers could not grade {total} responses in {len(failing)} runs; those count as wrong")
+    if failing := [errors for run in runs if (errors := run.verifier_errors)]:
+        text = f"verifiers could not grade {sum(failing)} responses in {len(failing)} runs; those count as wrong"
+        warnings.append(text)
+    if untold := [run.key.run_id for run in runs if run.verifier_errors is None]:
+        text = (
+            f"how many responses could not be graded is not known of {', '.join(untold)}: its errors.jsonl is damaged"
+        )
+        warnings.append(text)
     warnings += [f"{run.key.run_id} is as good as without result: {run.damage}" for run in runs if run.damage]
     if repeated:
         warnings.append(f"{repeated} runs are in several of these sweeps and count once")

@@ -40,7 +40,7 @@ class RunResult:
     last: list[Row]  # metrics rows of the last updates
     final_eval: Row | None  # the last row, once the run is finished, if it is of the run's end and has an evaluation
     prompts: dict[str, str]  # of the final evaluation: suite → digest of its prompt hashes
-    verifier_errors: int  # responses that could not be graded, and count as wrong
+    verifier_errors: int | None  # responses that could not be graded, and count as wrong; None: cannot be told
     damage: str | None  # why its record could not be read; it has no rows then
 
     @property

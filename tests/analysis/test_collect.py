@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from klsweep.analysis.collect import cache_folder, collect, sweep_names
+from klsweep.analysis.compare import compare
 from klsweep.analysis.load import load
 from klsweep.analysis.query import ask
 from klsweep.analysis.store import RunKey
@@ -188,6 +189,24 @@ def test_what_one_run_has_as_text_and_another_as_number_is_text_as_long_as_that_
     odd_item(sweep, note=0.25)
     assert ask(collect([sweep], cache), sql).rows == [(0.25,), (0.5,)]
     assert collect([sweep], cache).read == set()
+
+
+@pytest.mark.parametrize("text", ['{"update"\n{"update": 1, "errors": 2}\n', '{"errors": 2, "examples": []}\n', "5\n"])
+def test_a_run_whose_ungraded_responses_cannot_be_told_has_its_results(sweep, text):
+    two_runs(sweep)
+    rollouts = sweep.run("a-1").rollouts
+    rollouts.mkdir()
+    (rollouts / "errors.jsonl").write_text(text)
+    comparison = compare(sweep)
+    assert comparison.warnings == [
+        "how many responses could not be graded is not known of a-1: its errors.jsonl is damaged"
+    ]
+    assert [run.damage for run in comparison.records.runs] == [None, None]
+    assert ask(comparison.records.collected, "SELECT run_id, verifier_errors, damage FROM runs").rows == [
+        ("a-0", 0, None),
+        ("a-1", None, None),
+    ]
+    assert [cell.n_seeds for cell in comparison.cells] == [2]
 
 
 def test_a_damaged_plan_is_one_line(sweep, capsys):

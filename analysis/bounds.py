@@ -99,7 +99,7 @@ class Batch(NamedTuple):
 
 def run_bound(folder: RunFolder, asked: Asked) -> RunBound:
     """The bound on a run's batch of an update. ValueError for an update it does not have, or rewards out of range."""
-    config = yaml.safe_load(folder.config.read_text())
+    config = yaml.safe_load(folder.config.read_text("utf-8"))
     rows = [row for row in read_rows(folder.metrics) if row["update"] > 0]
     prompts, rollouts = config["train"]["prompts_per_update"], config["algorithm"]["group_size"]
     confidence = asked.confidence or (config.get("clip") or {}).get("confidence") or CONFIDENCE

@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -79,7 +80,8 @@ def collect(
     steps = 0
     for kind, store in stores.items():
         for key, folder in folders.items():
-            store.add(key, kind.files(folder), lambda files, key=key, kind=kind: _read(kind, key, files))
+            read = partial(_read, kind, key, folder.path)
+            store.add(key, kind.files(folder), read)
             on_step(steps := steps + 1, 2 * len(folders))
     runs = []
     for key, row in plans.items():
@@ -149,16 +151,22 @@ def _planned(key: RunKey, row: Row, folder: RunFolder, damage: str | None) -> Pl
     return Planned(key, row, folder.status(), ungraded, damage)
 
 
-def _read(kind: _Kind, key: RunKey, files: Sequence[Path]) -> Part:
+def _read(kind: _Kind, key: RunKey, folder: Path, files: Sequence[Path]) -> Part:
     """The rows of a run, or why they cannot be read."""
     found = []
     for file in files:
         try:
             found.append(_named(kind.read(file), key))
         except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
-            reason = str(error) if isinstance(error, ValueError) else repr(error)
-            return Part(pa.table({}), reason if str(file) in reason else f"{file}: {reason}")
+            reason = _within(folder, str(error) if isinstance(error, ValueError) else repr(error))
+            name = _within(folder, str(file))
+            return Part(pa.table({}), reason if name in reason else f"{name}: {reason}")
     return Part(joined(found)[0] if found else pa.table({}), None)
+
+
+def _within(folder: Path, text: str) -> str:
+    """A text with paths as seen from the run's folder: tables must not depend on where a sweep lies."""
+    return text.replace(f"{folder}/", "")
 
 
 def _named(rows: pa.Table, key: RunKey) -> pa.Table:

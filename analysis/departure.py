@@ -59,7 +59,7 @@ def metrics_of(folder: RunFolder) -> dict[int, dict[str, float]]:
 
 def config_differences(one: RunFolder, other: RunFolder) -> list[Difference]:
     """Fields of the resolved configurations that are not equal, by name, without where the runs lie."""
-    first, second = (_flat(yaml.safe_load(folder.config.read_text())) for folder in (one, other))
+    first, second = (_flat(yaml.safe_load(folder.config.read_text("utf-8"))) for folder in (one, other))
     keys = sorted({key for key in (*first, *second) if key.split(".")[0] not in NOT_OF_THE_RUN})
     return [Difference(k, first.get(k), second.get(k)) for k in keys if first.get(k) != second.get(k)]
 

@@ -4,6 +4,7 @@ Grids are unbalanced: an effect that the runs there are cannot tell from others 
 of levels that no run has.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
@@ -15,6 +16,7 @@ from scipy.special import stdtr, stdtrit
 from klsweep.analysis.paired import holm
 
 SMALL = 1e-8
+DIGITS = 10
 MOST_CONTRASTS = 40
 
 
@@ -154,7 +156,9 @@ class _Fit:
         self._basis, self._right, self._scale = u[:, kept], vt[kept], s[kept]  # [N, r], [r, P], [r]
         self._leverage = (self._basis**2).sum(1)
         self._y, self._residual = y, y - self._basis @ (self._basis.T @ y)
-        self._rounding = SMALL * float(np.abs(y).max())  # what is smaller is zero
+        largest = float(np.abs(y).max())
+        self._rounding = SMALL * largest  # what is smaller is zero
+        self._decimals = DIGITS - (math.floor(math.log10(largest)) if largest > 0 else 0)
         self._confidence, self._has_error = confidence, repeated
 
     def effect(self, axes: tuple[str, ...], levels: tuple[str, ...], references: tuple[str, ...]) -> Effect:
@@ -165,16 +169,20 @@ class _Fit:
         if np.linalg.norm(self._right.T @ inside - wanted) > SMALL**0.5:
             return Effect(axes, levels, references, None)
         weights = self._basis @ (inside / self._scale)  # [N]: the contrast is weights · y
-        mean = float(weights @ self._y)
+        mean = self._rounded(float(weights @ self._y))
         mean = 0.0 if abs(mean) < self._rounding else mean
         spread = self._spread(weights)
         if spread is None:
             return Effect(axes, levels, references, mean)
-        error, freedom = spread
+        error, freedom = self._rounded(spread[0]), round(spread[1], DIGITS)
         error = 0.0 if error < self._rounding else error
         half = float(stdtrit(freedom, 0.5 + self._confidence / 2)) * error
         p = float(2 * stdtr(freedom, -abs(mean) / error)) if error > 0 else float(mean == 0)
         return Effect(axes, levels, references, mean, mean - half, mean + half, freedom, p)
+
+    def _rounded(self, value: float) -> float:
+        """To DIGITS decimals of the largest value: LAPACK's last digits depend on the processor, tables must not."""
+        return round(value, self._decimals)
 
     def _spread(self, weights: np.ndarray) -> tuple[float, float] | None:
         """Standard error and degrees of freedom of a contrast, None if nothing is left to judge them by."""

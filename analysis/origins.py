@@ -48,7 +48,7 @@ def _of_sweep(name: str, sweep: SweepFolder) -> Origin:
         return Origin(f"Sweep {name}", [], ["nothing has been planned here"])
     facts = [f"plan.jsonl: sha256 {hashlib.sha256(sweep.plan_file.read_bytes()).hexdigest()}"]
     try:
-        launches: Any = yaml.load(sweep.launches.read_text(), yaml.CSafeLoader) if sweep.launches.exists() else []
+        launches: Any = yaml.load(sweep.launches.read_bytes(), yaml.CSafeLoader) if sweep.launches.exists() else []
         overrides = [[str(word) for word in launch["overrides"]] for launch in launches or []]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         return Origin(f"Sweep {name}", [], [*facts, f"sweep.yaml cannot be read: {str(error).splitlines()[0]}"])

@@ -1,11 +1,22 @@
 """Figures, from plain rows, and how a figure becomes a file. matplotlib without a display."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 UNDATED = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 SUFFIXES = tuple(UNDATED)
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """matplotlib as it comes: a matplotlibrc of the user's would make other figures of the same records."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
 
 
 def save(figure: Any, file: Path) -> None:

@@ -41,7 +41,8 @@ def report(
     effects = effect_table(comparison, layout.metrics, conditions([c for c in baseline if "=" in c], runs))
     named = sweep_names(sweeps)
     data = page_data(comparison, {"comparison": table}, effects, named, file)
-    script = "'use strict';\n(() => {\n" + "\n".join((PARTS / name).read_text() for name in SCRIPTS) + "})();\n"
+    script = "'use strict';\n(() => {\n" + "\n".join((PARTS / name).read_text("utf-8") for name in SCRIPTS) + "})();\n"
+    style = (PARTS / "page.css").read_text("utf-8")
     title = ", ".join(named) or comparison.sweep
     return "\n".join(
         [
@@ -49,7 +50,7 @@ def report(
             f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>klsweep: {escape(title)}</title>",
-            f"<style>{(PARTS / 'page.css').read_text()}</style></head><body>",
+            f"<style>{style}</style></head><body>",
             f"<header><h1>{escape(title)}</h1>{_coverage(comparison, table)}</header><main>",
             _section("findings", "Findings", _list(headline(comparison, effects, baseline))),
             _section("table", "Comparison", _filters(), _table("comparison", table)),

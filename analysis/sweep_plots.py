@@ -12,7 +12,7 @@ from klsweep.analysis.choose import BETA, cell_label, text_of
 from klsweep.analysis.compare import Comparison
 from klsweep.analysis.curves import Curves, learning_curves
 from klsweep.analysis.entries import ALPHA
-from klsweep.analysis.plots import SUFFIXES, save
+from klsweep.analysis.plots import SUFFIXES, own_style, save
 from klsweep.analysis.stats import Estimate
 from klsweep.analysis.table import Table
 from klsweep.cells import varying
@@ -39,10 +39,11 @@ def plot_all(
     jobs = list(_jobs(comparison, effects, styles))
     written = []
     for done, (name, draw) in enumerate(jobs):
-        figure = draw()
-        for suffix in SUFFIXES:
-            save(figure, folder / f"{name}{suffix}")
-            written.append(folder / f"{name}{suffix}")
+        with own_style():
+            figure = draw()
+            for suffix in SUFFIXES:
+                save(figure, folder / f"{name}{suffix}")
+                written.append(folder / f"{name}{suffix}")
         on_step(done + 1, len(jobs))
     return written
 

@@ -14,6 +14,8 @@ from klsweep.analysis.stats import Estimate
 from klsweep.analysis.table import SIGNS, Entry, Table
 from klsweep.terminal import console, markdown_grid, print_grid
 
+DIGITS = 9  # of a number in CSV, JSON and HTML: the last ones of a double depend on the processor and its libm
+
 
 def text_grid(table: Table) -> tuple[list[str], list[list[str]]]:
     """Header and rows as plain text, marks as signs behind their entry."""
@@ -75,7 +77,7 @@ def _cell(entry: Entry, part: str) -> Any:
     if part == "value" and "value" not in entry.values:
         return entry.text
     value = entry.values.get(part)
-    return json.dumps(value) if isinstance(value, list | dict) else value
+    return json.dumps(_finite(value)) if isinstance(value, list | dict) else _rounded(value)
 
 
 def as_json(table: Table) -> str:
@@ -98,12 +100,16 @@ def as_json(table: Table) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no number that is not finite: null."""
+    """Numbers to DIGITS. JSON has no number that is not finite: null."""
     if isinstance(value, Mapping):
         return {key: _finite(found) for key, found in value.items()}
     if isinstance(value, list):
         return [_finite(found) for found in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else _rounded(value)
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def html(table: Table) -> str:
@@ -124,7 +130,7 @@ def _html_cell(entry: Entry) -> str:
     names = [*(["label"] if "value" in entry.values else []), *([entry.mark] if entry.mark else [])]
     numbers = [entry.values[name] for name in ("mean", "value", "k") if isinstance(entry.values.get(name), int | float)]
     kind = f' class="{" ".join(names)}"' if names else ""
-    value = f' data-value="{numbers[0]!r}"' if numbers else ""
+    value = f' data-value="{_rounded(numbers[0])!r}"' if numbers else ""
     return f"<td{kind}{value}>{escape(entry.text)}{SIGNS[entry.mark]}</td>"
 
 
@@ -168,4 +174,4 @@ def _cell_json(comparison: Comparison, cell: CellResult) -> dict[str, Any]:
 def _numbers(estimate: Estimate | None) -> dict[str, Any]:
     if estimate is None:
         return {"n": 0, "mean": None, "ci_low": None, "ci_high": None}
-    return estimate._asdict()
+    return _finite(estimate._asdict())

@@ -104,7 +104,7 @@ class Turns:
         try:
             return read_json(self.folder(number) / self.ending)
         except ValueError:
-            return {"state": "failed", "cause": f"{self.folder(number) / self.ending} is damaged"}
+            return {"state": "failed", "cause": f"{self.path.name}/{number}/{self.ending} is damaged"}
 
     def is_over(self, number: int) -> bool:
         """True if the turn has ended, or its process has, as far as can be seen from here."""

@@ -23,7 +23,7 @@ def write_text(path: Path, text: str) -> None:
     """Replace a text file atomically: readers see the old content or the new one."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(descriptor, "w") as stream:
+        with open(descriptor, "w", encoding="utf-8") as stream:
             stream.write(text)
             flush(stream)
         os.chmod(temporary, 0o644)
@@ -42,14 +42,14 @@ def flush(stream: IO[str]) -> None:
 def read_json(path: Path) -> Any:
     """Content of a JSON file, None if there is none."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
 
 
 def create_json(path: Path, content: Any) -> bool:
     """Create a JSON file, whole at once; False if it exists already: of two who try, one succeeds."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.") as stream:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.") as stream:
         stream.write(json.dumps(content, indent=1) + "\n")
         flush(stream)
         os.chmod(stream.name, 0o644)
@@ -133,7 +133,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     ValueError for a broken line that is neither the last nor marked: that is damage, not an interrupted write.
     """
     try:
-        lines = path.read_text().split("\n")
+        lines = path.read_text("utf-8").split("\n")
     except FileNotFoundError:
         return
     for number, line in enumerate(lines, 1):

@@ -88,6 +88,20 @@ def test_csv_names_the_base_model(sweep):
     ]
 
 
+def test_files_have_no_digits_that_depend_on_the_processor():
+    entry = Entry("0.333", {"mean": 1 / 3, "n": 3, "list": [2e-7 / 3]})
+    table = Table(["s"], [Column("out", "out")], [Line([entry], [])])
+    assert as_csv(table).splitlines()[-1] == "0.333333333,3,[6.66666667e-08]"
+    assert json.loads(as_json(table))["rows"][0]["entries"][0] == {
+        "text": "0.333",
+        "mark": None,
+        "mean": 0.333333333,
+        "n": 3,
+        "list": [6.66666667e-08],
+    }
+    assert ' data-value="0.333333333"' in html(table)
+
+
 def test_json_has_the_whole_table():
     found = json.loads(as_json(by_hand()))
     assert (found["coverage"], found["notes"], found["warnings"]) == (

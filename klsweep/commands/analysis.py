@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from klsweep.analysis.build import Layout
     from klsweep.analysis.compare import Comparison
     from klsweep.analysis.load import Records
+    from klsweep.analysis.outputs import Choice
     from klsweep.analysis.query import Answer
     from klsweep.analysis.table import Table
 
@@ -45,24 +46,9 @@ def _declare_compare(commands: Commands) -> None:
     text = "comparison table: a row per cell, means over seeds with 95 %% t intervals, differences from a baseline"
     compare = commands.add("compare", _compare, text)
     compare.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help="sweep folders, also read-only ones")
-    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": [], "metavar": "KEY=VALUE"}
-    text = "only runs of which this holds: estimator=k1,k3 'kl.coef>=0.1' seed!=2"
-    compare.add_argument("--where", help=text, **several)
-    text = "the cell that others are held against, by its labels: placement=none; or base, the model before training"
-    compare.add_argument("--baseline", help=text, **several)
-    text = "axes and fields that make a row, separated by commas (default: all in which cells differ)"
-    compare.add_argument("--rows", type=_words, default=[], metavar="KEY,…", help=text)
-    text = "paper, overview, runs, suites, in, out, kl, entropy, reward, divergence, collapse, trouble, outcome, "
-    text += "iqm/out, a suite, any logged figure; or axes: a column for each of their levels"
-    compare.add_argument("--columns", type=_words, default=[], metavar="NAME,…", help=text)
-    text = "figures that are held against the baseline (default: in, out, kl) or fill a column per level (default: out)"
-    compare.add_argument("--metric", type=_words, default=[], metavar="NAME,…", help=text)
-    text = "with --baseline: how many more seeds would find a difference of that size"
-    compare.add_argument("--detect", type=float, metavar="D", help=text)
+    add_choice(compare)
     text = "instead: what each axis does, and each two together, on the figures of --metric (default: in, out)"
     compare.add_argument("--effects", action="store_true", help=text)
-    text = "take results together though they differ in evaluation, science, plugins, prompts, origin (or all)"
-    compare.add_argument("--mix", type=_words, default=[], metavar="KIND,…", help=text)
     form = compare.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print the cells as a list of objects")
     form.add_argument("--markdown", action="store_true", help="the same as --format markdown")
@@ -72,6 +58,35 @@ def _declare_compare(commands: Commands) -> None:
     text = "print the table so; json: with coverage, notes, and the numbers and runs behind each entry"
     form.add_argument("--format", choices=["terminal", "markdown", "latex", "csv", "json", "html"], help=text)
     add_cache(compare)
+
+
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """The options of what is compared, and how it is shown."""
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": [], "metavar": "KEY=VALUE"}
+    text = "only runs of which this holds: estimator=k1,k3 'kl.coef>=0.1' seed!=2"
+    parser.add_argument("--where", help=text, **several)
+    text = "the cell that others are held against, by its labels: placement=none; or base, the model before training"
+    parser.add_argument("--baseline", help=text, **several)
+    text = "axes and fields that make a row, separated by commas (default: all in which cells differ)"
+    parser.add_argument("--rows", type=_words, default=[], metavar="KEY,…", help=text)
+    text = "paper, overview, runs, suites, in, out, kl, entropy, reward, divergence, collapse, trouble, outcome, "
+    text += "iqm/out, a suite, any logged figure; or axes: a column for each of their levels"
+    parser.add_argument("--columns", type=_words, default=[], metavar="NAME,…", help=text)
+    text = "figures that are held against the baseline (default: in, out, kl) or fill a column per level (default: out)"
+    parser.add_argument("--metric", type=_words, default=[], metavar="NAME,…", help=text)
+    text = "with --baseline: how many more seeds would find a difference of that size"
+    parser.add_argument("--detect", type=float, metavar="D", help=text)
+    text = "take results together though they differ in evaluation, science, plugins, prompts, origin (or all)"
+    parser.add_argument("--mix", type=_words, default=[], metavar="KIND,…", help=text)
+
+
+def choice_of(options: argparse.Namespace) -> "Choice":
+    """What `add_choice` has been given."""
+    from klsweep.analysis.build import Layout
+    from klsweep.analysis.outputs import Choice
+
+    layout = Layout(options.rows, options.columns, options.metric, options.baseline, options.detect)
+    return Choice(options.where, options.mix, layout)
 
 
 def _words(text: str) -> list[str]:
@@ -122,22 +137,22 @@ def print_comparison(sweeps: Sequence[SweepFolder]) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from klsweep.analysis.build import Layout, build
+    from klsweep.analysis.build import build
     from klsweep.analysis.compare import compare
     from klsweep.analysis.tables import TEXTS, cells_json, print_table
 
     sweeps = [existing_sweep(path) for path in options.sweeps]
+    choice = choice_of(options)
     records = records_of(sweeps, options.cache)
-    comparison = compare(*sweeps, records=records, where=options.where, mix=options.mix)
+    comparison = compare(*sweeps, records=records, where=choice.where, mix=choice.mix)
     if options.json:
         print(json.dumps(cells_json(comparison), indent=1))
         return OK
-    layout = Layout(options.rows, options.columns, options.metric, options.baseline, options.detect)
     if options.html is not None:
-        return _write_report(options, comparison, sweeps, layout)
+        return _write_report(options, comparison, sweeps, choice)
     if options.plots is not None:
-        return _draw(options.plots, comparison, layout)
-    table = _effects(comparison, layout) if options.effects else build(comparison, layout)
+        return _draw(options.plots, comparison, choice.layout)
+    table = _effects(comparison, choice.layout) if options.effects else build(comparison, choice.layout)
     form = "markdown" if options.markdown else options.format
     if form in TEXTS:
         print(TEXTS[form](table))
@@ -147,7 +162,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _write_report(
-    options: argparse.Namespace, comparison: "Comparison", sweeps: Sequence[SweepFolder], layout: "Layout"
+    options: argparse.Namespace, comparison: "Comparison", sweeps: Sequence[SweepFolder], choice: "Choice"
 ) -> int:
     from klsweep.analysis.report import report
 
@@ -156,7 +171,8 @@ def _write_report(
     file: Path = options.html
     if not file.parent.is_dir() or file.is_dir():
         raise BadInput(f"--html={file}: a file in a folder that is there")
-    write_text(file, report(comparison, sweeps, layout, file, _again(options)))
+    again = ["klsweep", "compare", *map(str, options.sweeps), *choice.words(), "--html", str(file)]
+    write_text(file, report(comparison, sweeps, choice.layout, file, again))
     print(file)
     return OK
 
@@ -172,25 +188,12 @@ def _draw(folder: Path, comparison: "Comparison", layout: "Layout") -> int:
     return OK
 
 
-def _again(options: argparse.Namespace) -> list[str]:
-    """The command that these options are of."""
-    words = ["klsweep", "compare", *map(str, options.sweeps)]
-    for name in ("where", "baseline"):
-        words += [f"--{name}", *getattr(options, name)] if getattr(options, name) else []
-    for name in ("rows", "columns", "metric", "mix"):
-        words += [f"--{name}", ",".join(getattr(options, name))] if getattr(options, name) else []
-    words += ["--detect", f"{options.detect:g}"] if options.detect is not None else []
-    return [*words, "--html", str(options.html)]
-
-
 def _effects(comparison: "Comparison", layout: "Layout") -> "Table":
-    from klsweep.analysis.choose import conditions
-    from klsweep.analysis.effect_table import effect_table
+    from klsweep.analysis.outputs import effects_of
 
     if layout.rows or layout.columns or layout.detect is not None:
         raise BadInput("--effects and --plots go with --metric, --baseline and --where; rows and columns are given")
-    runs = [run for cell in comparison.cells for run in cell.runs]
-    return effect_table(comparison, layout.metrics, conditions(layout.baseline, runs))
+    return effects_of(comparison, layout)
 
 
 def _query(options: argparse.Namespace) -> int:

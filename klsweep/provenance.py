@@ -7,12 +7,14 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
 SCIENCE_CODE = ("theory", "objective", "training", "rollout", "model", "tasks")
+ANALYSIS_CODE = ("analysis", "record", "theory")
 SOURCE_RECORD = "source.json"  # in a code snapshot: the git state of what was copied
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "hydra-core", "omegaconf", "pydantic", "wandb")
 
@@ -20,8 +22,20 @@ PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "hydra-core", "omega
 @lru_cache(maxsize=1)
 def science_hash() -> str:
     """Hash of the Python files of the packages that decide a result. Equal hashes: the same computation."""
+    return _hash(f for part in SCIENCE_CODE for f in (PACKAGE / part).rglob("*.py"))
+
+
+@lru_cache(maxsize=1)
+def analysis_hash() -> str:
+    """Hash of the code that makes tables, figures and pages of records."""
+    pages = (f for f in (PACKAGE / "analysis" / "page").iterdir() if f.is_file())
+    modules = (f for part in ANALYSIS_CODE for f in (PACKAGE / part).rglob("*.py"))
+    return _hash([*modules, *pages, PACKAGE / "cells.py", PACKAGE / "terminal.py"])
+
+
+def _hash(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for file in sorted(f for part in SCIENCE_CODE for f in (PACKAGE / part).rglob("*.py")):
+    for file in sorted(files):
         digest.update(f"{file.relative_to(PACKAGE)}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -21,7 +21,7 @@ LAYERS = [
     {"training"},
     {"audit"},
     {"sweep"},
-    {"mirror"},
+    {"mirror", "bundle"},
     {"commands"},
     {"cli", "train"},
 ]

@@ -62,12 +62,15 @@ def expand(composer: Composer, overrides: Sequence[str], single: bool = False) -
             raise BadInput(f"{text}: train runs one cell (for several: `klsweep sweep …` or `klsweep train -m …`)")
         if sweeping and override.key_or_group == "experiment":
             raise BadInput(f"{text}: one experiment at a time (a sweep folder belongs to one)")
+        key = override.key_or_group
         if not sweeping:
-            fixed[override.key_or_group] = text
+            axes.pop(key, None)  # of a key that is given twice the last word counts, as in Hydra
+            fixed[key] = text
         elif override.is_add() or override.package is not None:
             raise BadInput(f"{text}: only existing keys can be swept")
         else:
-            axes[override.key_or_group] = sweep_values(override, composer)
+            fixed.pop(key, None)
+            axes[key] = sweep_values(override, composer)
     base = composer.compose(list(fixed.values()))
     grid = [{}] if single else base.config.get("grid") or [{}]
     products = [_product(line, i, axes, set(fixed)) for i, line in enumerate(grid)]

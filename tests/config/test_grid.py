@@ -175,6 +175,19 @@ def test_the_experiment_of_the_readme(in_tmp):
     assert {exclusion.reason for exclusion in expansion.excluded} == {"known to collapse"}
 
 
+@pytest.mark.parametrize(
+    ("overrides", "values"),
+    [
+        (["kl.coef=0.1,0.4", "kl.coef=0.2"], [0.2]),
+        (["kl.coef=0.2", "kl.coef=0.1,0.4"], [0.1, 0.4]),
+        (["kl.coef=0.1,0.4", "kl.coef=0.3,0.5"], [0.3, 0.5]),
+    ],
+)
+def test_the_last_word_on_a_key_counts(overrides, values):
+    with composer() as session:
+        assert [cell.config["kl"]["coef"] for cell in expand(session, overrides).cells] == values
+
+
 def test_hydra_grammar_ranges_choices_and_globs():
     with composer() as session:
         assert [c.point["seed"] for c in expand(session, ["seed=range(0,3)"]).cells] == [0, 1, 2]

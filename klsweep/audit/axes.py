@@ -137,8 +137,9 @@ def index_page(composer: Composer) -> str:
                 f"{WRITTEN}, with the audit's verdicts.",
                 "\n".join(f"- [{group}]({group}.md): {axis.about}" for group, axis in AXES.items()),
                 "## Which gradient is taken",
-                "On policy, V = 3, T = 4: the relative error of the expected gradient of the KL term against ∇KL(π_θ ‖ π_ref) "
-                "of sequences, and what it is. Everything else is as by default (credit `sequence`, no clip, no weight).",
+                "On policy, V = 3, T = 4: the relative error of the expected gradient of the KL term against "
+                "∇KL(π_θ ‖ π_ref) of sequences, and what it is. Everything else is as by default (credit `sequence`, "
+                "no clip, no weight).",
                 markdown_grid(["estimator", *(f"`{place}`" for place in PLACES)], rows),
             ]
         )

@@ -7,7 +7,7 @@ import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from klsweep.training.settings import Checkpoint, Eval, Train
 
 Node = dict[str, Any]
+T = TypeVar("T")
 
 
 @component
@@ -130,7 +131,7 @@ class Builder:
         unknown = sorted(set(config) - set(ROOT_FIELDS) - set(NODES) - set(NO_PART_OF_A_RUN))
         if unknown:
             raise BadInput(f"{unknown[0]}: unknown key (choose from {', '.join(sorted((*ROOT_FIELDS, *NODES)))})")
-        root = self._component(Root, {name: config[name] for name in ROOT_FIELDS if name in config}, "")
+        root = validated(Root, {name: config[name] for name in ROOT_FIELDS if name in config}, "")
         packages = allowed(root.plugins)
         return RunSpec(root, **{name: self.node(config.get(name), name, packages) for name in NODES})
 
@@ -150,7 +151,7 @@ class Builder:
         base = find_target(BASES[path], path, ("klsweep",)) if path in BASES else object
         if not issubclass(cls, base) or cls is base:
             raise BadInput(f"{path}._target_={target!r}: not a choice of {path} (a subclass of {BASES[path]})")
-        built = self._component(cls, values, f"{path}.")
+        built = validated(cls, values, f"{path}.")
         if (function := getattr(built, "foreign_code", None)) is not None:
             check_function(function, path, allowed)
         inert = {name: None for name in values if name not in used_fields(cls)} if path in BASES else {}
@@ -163,16 +164,17 @@ class Builder:
             return {name: self._child(child, f"{path}.{name}", allowed) for name, child in value.items()}
         return value
 
-    @staticmethod
-    def _component(kind: type, values: Node, prefix: str) -> Any:
-        try:
-            return kind(**values)
-        except ValidationError as error:
-            raise BadInput(one_line(error, kind, prefix)) from error
-        except BadInput:
-            raise
-        except (TypeError, ValueError) as error:
-            raise BadInput(f"{prefix.rstrip('.')}: {error}") from error
+
+def validated(kind: type[T], values: Node, prefix: str) -> T:
+    """A component of these values. BadInput, in one line that begins with `prefix`, for wrong ones."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise BadInput(one_line(error, kind, prefix)) from error
+    except BadInput:
+        raise
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{prefix.rstrip('.: ')}: {error}") from error
 
 
 def allowed(plugins: Sequence[str]) -> tuple[str, ...]:

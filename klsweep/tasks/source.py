@@ -86,7 +86,7 @@ class Source:
         """The rows, in the order of the files. BadInput for what cannot be read, has no such columns or no answer."""
         column, _, value = (self.where or "").partition("=")
         for file in self.files():
-            for number, row in enumerate(_read(file), 1):
+            for number, row in enumerate(read_file(file), 1):
                 for name in (self.answer, *([column] if column else [])):
                     if name not in row:
                         raise BadInput(
@@ -111,7 +111,8 @@ def split_file(name: str, commit: str, subset: str | None, split: str) -> Path:
     return hub_folder(name) / commit / f"{subset or 'default'}.{split}.parquet"
 
 
-def _read(file: Path) -> Iterator[Row]:
+def read_file(file: Path) -> Iterator[Row]:
+    """The rows of a .jsonl, .csv or .parquet file. BadInput for what cannot be read."""
     try:
         yield from READERS[file.suffix](file)
     except UnicodeDecodeError as error:

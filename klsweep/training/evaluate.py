@@ -1,6 +1,5 @@
 """Evaluation: every suite sampled and greedy, one row per item."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -100,23 +99,3 @@ def ungraded(update: int, rows: Mapping[str, Sequence[ItemRow]]) -> list[ItemRow
         errors = sum(row["verifier_errors"] for row in failing)
         found += [{"update": update, "where": suite, "errors": errors, "examples": examples}] if failing else []
     return found
-
-
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Unbiased pass@k of one item, 1 − C(n−c, k)/C(n, k). Source: Chen et al. 2021, arXiv 2107.03374, eq. 1."""
-    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
-
-
-def summary(rows: Mapping[str, Sequence[ItemRow]], pass_at: Sequence[int]) -> dict[str, float]:
-    """`eval/<suite>/…`, means over items: pass@k (k = 1 always), greedy, kl, entropy, likelihood of options.
-
-    kl and entropy are in nats per response.
-    """
-    result = {}
-    for suite, items in rows.items():
-        for k in sorted({1, *pass_at}):
-            result[f"eval/{suite}/pass@{k}"] = sum(pass_at_k(r["samples"], r["correct"], k) for r in items) / len(items)
-        figures = [("greedy", "greedy_correct"), ("kl", "kl"), ("entropy", "entropy")]
-        for metric, key in [*figures, *([("likelihood", "option_correct")] if "option_correct" in items[0] else [])]:
-            result[f"eval/{suite}/{metric}"] = math.fsum(r[key] for r in items) / len(items)
-    return result

@@ -20,10 +20,11 @@ from klsweep.record.files import append_rows, read_rows
 from klsweep.record.folder import Attempt
 from klsweep.rollout.buffer import RolloutQueue
 from klsweep.rollout.engine import Rollout
+from klsweep.tasks.accuracy import summary
 from klsweep.tracking import Tracker
 from klsweep.training import checkpoint
 from klsweep.training import metrics as measure
-from klsweep.training.evaluate import ItemRow, summary
+from klsweep.training.evaluate import ItemRow
 from klsweep.training.probe import Witness
 from klsweep.training.shift import Shift, reward_model_artifact, shift_metrics
 from klsweep.training.threshold import Threshold

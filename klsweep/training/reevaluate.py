@@ -10,8 +10,9 @@ from klsweep.objective.objective import build_objective
 from klsweep.record.files import Row, read_rows
 from klsweep.record.folder import Attempt, RunFolder
 from klsweep.record.rollouts import rollout_file
+from klsweep.tasks.accuracy import summary
 from klsweep.tracking import Tracker
-from klsweep.training.evaluate import ItemRow, summary, ungraded
+from klsweep.training.evaluate import ItemRow, ungraded
 from klsweep.training.loop import Outcome, Progress, base_evaluation
 from klsweep.training.settings import Subject
 from klsweep.training.trainer import Trainer

@@ -65,7 +65,7 @@ class Truncated(Correction):
 
 @component
 class Masked(Correction):
-    """Choice `masked`: w where floor ≤ w ≤ cap, else 0: what is too far off is left out, and missing in the mean.
+    """Choice `masked`: w where floor ≤ w ≤ cap, else 0: what is too far off is left out, which is biased, too.
 
     Source: Ling Team 2025, arXiv 2510.18855 (IcePop), at token level; at sequence level known as MIS.
     """

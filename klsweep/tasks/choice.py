@@ -8,8 +8,8 @@ from typing import Literal
 from klsweep.component import component
 from klsweep.errors import BadInput
 from klsweep.tasks.base import Grade, Item, Options
-from klsweep.tasks.data import DataTask
-from klsweep.tasks.math import MAX_RESPONSE, last_boxed, plain
+from klsweep.tasks.data import MAX_RESPONSE, DataTask
+from klsweep.tasks.math import last_boxed, plain
 from klsweep.tasks.source import Row, Source
 from klsweep.tasks.template import render
 

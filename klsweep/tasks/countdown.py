@@ -7,10 +7,9 @@ from fractions import Fraction
 from klsweep.component import component
 from klsweep.errors import BadInput
 from klsweep.tasks.base import Grade, Item
-from klsweep.tasks.data import DataTask
+from klsweep.tasks.data import MAX_RESPONSE, DataTask
 from klsweep.tasks.source import Row, Source
 
-MAX_RESPONSE = 100_000  # characters at the end of a response in which its answer is looked for
 MAX_LENGTH = 200  # characters of an expression
 MAX_DEPTH = 20  # nested brackets and signs
 MAX_DIGITS = 9

@@ -12,6 +12,8 @@ from klsweep.tasks.base import Item
 from klsweep.tasks.source import Row, Source
 from klsweep.tasks.template import render
 
+MAX_RESPONSE = 100_000  # characters at the end of a response in which its answer is looked for
+
 
 @component
 class DataTask:

@@ -8,11 +8,10 @@ from pydantic import PositiveFloat
 from klsweep.component import component
 from klsweep.errors import BadInput
 from klsweep.tasks.base import Grade, Item
-from klsweep.tasks.data import DataTask
+from klsweep.tasks.data import MAX_RESPONSE, DataTask
 from klsweep.tasks.isolate import isolated
 from klsweep.tasks.math import grade_boxed
 
-MAX_RESPONSE = 100_000  # characters at the end of a response that a verifier is shown
 KINDS = ("exact", "math", "regex")
 
 

@@ -7,11 +7,10 @@ from pydantic import PositiveFloat
 from klsweep.component import component
 from klsweep.errors import BadInput
 from klsweep.tasks.base import Grade, Item
-from klsweep.tasks.data import DataTask
+from klsweep.tasks.data import MAX_RESPONSE, DataTask
 from klsweep.tasks.isolate import isolated
 from klsweep.tasks.source import Row, Source
 
-MAX_RESPONSE = 100_000  # characters at the end of a response in which its answer is looked for
 MAX_ANSWER = 500  # a longer answer is wrong: the longest gold answer of MATH-500 has 53 characters
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)

@@ -6,6 +6,7 @@ follows from it: a resumed run drops the rows of later updates.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -254,7 +255,7 @@ def _is_sound(file: Path, digest: str) -> bool:
 
 
 _FIELDS = ("update", "version", "prompts", "grades")
-_TENSORS = ("prompt_ids", "prompt_mask", "response_ids", "mask")
+_TENSORS = tuple(field.name for field in dataclasses.fields(Tokens))
 
 
 def _rollout_tensors(rollouts: list[Rollout]) -> dict[str, Tensor]:

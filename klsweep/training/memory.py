@@ -13,9 +13,7 @@ from klsweep.rollout.vllm import VLLM
 FLOAT = 4  # bytes of float32
 SPREAD = ("gradients", "optimiser", "reference", "checkpoint")  # over ranks, besides the weights
 COPIES = 3  # of a chunk's logits at a time: logits, log-probabilities, and what is computed from them
-DRAWING = (
-    24  # bytes per vocabulary entry of a row being sampled: logits and log-probabilities, their exp and cdf double
-)
+DRAWING = 24  # bytes per vocabulary entry of a row being sampled: logits, log-probabilities; their exp and cdf double
 
 
 class Network(NamedTuple):

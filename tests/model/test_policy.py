@@ -113,6 +113,14 @@ def test_sequences_are_joined_without_padding_and_similar_lengths_go_together():
     assert [part.tolist() for part in parts] == [[0, 1], [4, 3]]  # widths 7, 8, 9, 11; 2 is not asked for
 
 
+def test_given_sequences_are_padded_outwards():
+    tokens = Tokens.of([[1, 2], [3]], [[4], [5, 6, 7]], pad_id=9)
+    assert tokens.prompt_ids.tolist() == [[1, 2], [9, 3]]
+    assert tokens.prompt_mask.tolist() == [[1, 1], [0, 1]]
+    assert tokens.response_ids.tolist() == [[4, 9, 9], [5, 6, 7]]
+    assert tokens.mask.tolist() == [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
+
+
 def test_an_offloaded_reference_is_the_one_on_the_device_and_leaves_its_weights_where_they_were():
     base = policy_of(CONFIGS["qwen2"], 1)
     before = {name: x.data_ptr() for name, x in base.network.state_dict().items()}

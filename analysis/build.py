@@ -13,7 +13,7 @@ from klsweep.analysis.entries import Fill, Reference, each
 from klsweep.analysis.explain import notes
 from klsweep.analysis.figures import Figure
 from klsweep.analysis.groups import AgainstBase, AgainstCell, Group
-from klsweep.analysis.provenance import Kind, differing
+from klsweep.analysis.provenance import Kind, agree, differing, distinct
 from klsweep.analysis.store import RunKey
 from klsweep.analysis.table import ABSENT, BLANK, Column, Entry, Line, Table, label_entry, plain_entry
 from klsweep.cells import varying
@@ -137,24 +137,22 @@ class _Grid:
 
     def __init__(self, comparison: Comparison, labels: Sequence[str], pivot: Sequence[str]) -> None:
         self.kinds: list[Kind] = differing([cell.provenance for cell in comparison.cells])
-        members: dict[tuple[str, ...], dict[str, list[CellResult]]] = {}
+        members: dict[tuple[str, ...], list[CellResult]] = {}
         for cell in comparison.cells:
-            texts = tuple(text_of(cell_label(cell.plan, key)) for key in labels)
-            members.setdefault(texts, {}).setdefault(repr(cell.provenance), []).append(cell)
+            members.setdefault(tuple(text_of(cell_label(cell.plan, key)) for key in labels), []).append(cell)
         self.levels: list[tuple[str, ...]] = []
         self.lines: list[_Row] = []
-        for variants in members.values():
-            waiting = variants.pop(repr({}), []) if len(variants) > 1 else []  # without a result: with the others
-            for variant in variants.values():
-                made = next((cell.provenance for cell in variant if cell.provenance), {})
+        for alike in members.values():
+            groups = distinct(cell.provenance for cell in alike)
+            homes = [next(made for made in groups if agree(cell.provenance, made)) for cell in alike]
+            for made in groups:
                 by_level: dict[tuple[str, ...], list[CellResult]] = {}
-                for cell in [*variant, *waiting]:
+                for cell in (cell for cell, home in zip(alike, homes, strict=True) if home == made):
                     by_level.setdefault(tuple(text_of(cell_label(cell.plan, key)) for key in pivot), []).append(cell)
-                waiting = []
                 self.levels += [level for level in by_level if level not in self.levels]
-                own = [cell_label(variant[0].plan, key) for key in labels] + [made.get(kind) for kind in self.kinds]
-                groups = {level: Group(found) for level, found in by_level.items()}
-                self.lines.append(_Row([(text_of(value), value) for value in own], groups))
+                own = [cell_label(alike[0].plan, key) for key in labels] + [made.get(kind) for kind in self.kinds]
+                levels = {level: Group(found) for level, found in by_level.items()}
+                self.lines.append(_Row([(text_of(value), value) for value in own], levels))
         self.levels = sorted(self.levels, key=_by_number) if pivot else [()]
         self.pooled = any(len(group.cells) > 1 for line in self.lines for group in line.groups.values())
 

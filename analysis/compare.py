@@ -140,18 +140,18 @@ def _cells(runs: Sequence[RunResult], found: Sequence[Provenance], mixed: Collec
         by_cell[run.plan["cell_id"]].append((run, {kind: own[kind] for kind in own if kind not in mixed}))
     cells = []
     for cell_id, members in by_cell.items():
-        groups = list({repr(own): own for _, own in members if own}.values()) or [{}]
+        groups = provenance.distinct(own for _, own in members if own) or [{}]
         planned = len({run.seed for run, _ in members})
         for group in groups:
-            own = [run for run, made in members if (made or _meant(run, groups)) == group]
+            own = [run for run, made in members if _home(run, made, groups) == group]
             cells.append(CellResult(members[0][0].plan, names[cell_id], own, group, planned))
     return cells
 
 
-def _meant(run: RunResult, groups: Sequence[Provenance]) -> Provenance:
-    """Where a run without a result belongs."""
-    asked = run.status.get("eval_id") or run.plan["eval_id"]
-    return next((group for group in groups if group.get("evaluation") == asked), groups[0])
+def _home(run: RunResult, made: Provenance, groups: Sequence[Provenance]) -> Provenance:
+    """Where a run belongs: one without a result by how it will be evaluated."""
+    known = made or {"evaluation": run.status.get("eval_id") or run.plan["eval_id"]}
+    return next((group for group in groups if provenance.agree(known, group)), groups[0])
 
 
 def _suite_roles(runs: Sequence[RunResult]) -> dict[str, str]:

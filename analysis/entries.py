@@ -110,7 +110,7 @@ def _marks(of: Figure, groups: Groups) -> dict[int, Mark]:
 
 
 def _provenance(group: Group) -> str:
-    return repr(next((cell.provenance for cell in group.cells if cell.provenance), {}))
+    return repr(max((cell.provenance for cell in group.cells), key=len, default={}))
 
 
 def differences(of: Figure, reference: Reference) -> Fill:

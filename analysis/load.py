@@ -39,7 +39,7 @@ class RunResult:
     base: Row | None  # metrics row of update 0: the base's evaluation
     last: list[Row]  # metrics rows of the last updates
     final_eval: Row | None  # the last row, once the run is finished, if it is of the run's end and has an evaluation
-    prompts: dict[str, str]  # of the final evaluation: suite → digest of its prompt hashes
+    prompts: dict[str, str]  # suite → digest of its prompt hashes, of the last evaluation or else the base's
     verifier_errors: int | None  # responses that could not be graded, and count as wrong; None: cannot be told
     damage: str | None  # why its record could not be read; it has no rows then
 
@@ -152,7 +152,6 @@ ORDER BY sweep, run_id, "update"
 """
 _PROMPTS = """
 SELECT sweep, run_id, suite, md5(string_agg(prompt_hash, ' ' ORDER BY prompt_hash))[:8] FROM items
-WHERE "update" > 0
 GROUP BY sweep, run_id, suite, "update"
 QUALIFY "update" = max("update") OVER (PARTITION BY sweep, run_id)
 """

@@ -1,6 +1,6 @@
 """What must be alike for results to be comparable: evaluation, prompts, code, plugins, origin."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 from klsweep.analysis.load import RunResult
@@ -27,20 +27,33 @@ def checked(mix: Sequence[str]) -> frozenset[Kind]:
 
 
 def provenances(runs: Sequence[RunResult]) -> list[Provenance]:
-    """Of each run, what its result was made with. Of an unfinished one, which has no result, nothing."""
+    """Of each run, what its result was made with. Of an unfinished one, which has no result, nothing; without prompts
+    where it left no items to tell them from."""
     variants = _prompt_variants(runs)
     return [_of(run, variants) if run.finished else {} for run in runs]
 
 
 def _of(run: RunResult, variants: Mapping[str, Sequence[str]]) -> Provenance:
-    asked = [f"{suite}:{run.prompts.get(suite, found[0])}" for suite, found in variants.items()]
-    return {
+    asked = [f"{suite}:{run.prompts[suite]}" for suite in variants if suite in run.prompts]
+    found: Provenance = {
         "evaluation": str(run.status.get("eval_id")),
         "science": str(run.status.get("science_hash")),
         "plugins": str(run.status.get("plugin_hash")),
         "prompts": " ".join(asked),
         "origin": run.origin,
     }
+    return {kind: value for kind, value in found.items() if kind != "prompts" or len(asked) == len(variants)}
+
+
+def agree(found: Provenance, other: Provenance) -> bool:
+    """True unless they differ in something that is known of both."""
+    return all(other.get(kind, value) == value for kind, value in found.items())
+
+
+def distinct(found: Iterable[Provenance]) -> list[Provenance]:
+    """The different ones, in their order; without those that know less than another with which they agree."""
+    known = list({repr(one): one for one in found}.values())
+    return [one for one in known if not any(len(other) > len(one) and agree(one, other) for other in known)]
 
 
 def _prompt_variants(runs: Sequence[RunResult]) -> dict[str, list[str]]:
@@ -61,7 +74,7 @@ def warnings(found: Sequence[Provenance], mixed: Collection[Kind]) -> list[str]:
     """A line for each kind in which finished runs differ."""
     lines = []
     for kind in differing(found):
-        values = sorted({p[kind] for p in found if p})
+        values = sorted({p[kind] for p in found if kind in p})
         what = f"finished runs have {len(values)} different {NAMES[kind]} ({', '.join(values)})"
         lines.append(f"{what}: rows may not be comparable{'' if kind in mixed else f'; kept apart (--mix {kind})'}")
     return lines

@@ -242,6 +242,23 @@ def test_runs_on_other_prompts_are_rows_apart_and_compared_on_common_items_if_as
     assert mixed.warnings == [apart.warnings[0].replace("; kept apart (--mix prompts)", "")]
 
 
+def test_a_run_that_left_no_final_items_stands_with_those_of_its_prompts(tmp_path):
+    """Diverged before its first evaluation: the base's items tell what it would have been asked, else its cell does."""
+    one, two = SweepFolder(tmp_path / "one"), SweepFolder(tmp_path / "two")
+    write_run(one, plan_row("a", 0), "done", 0.8)
+    write_items(one.run("a-0"), "add", 9, [4, 2], ["p", "q"])
+    for cell_id in ("b", "c"):
+        for seed in range(2):
+            row = plan_row(cell_id, seed, placement={"b": "reward", "c": "none"}[cell_id])
+            write_run(two, row, "diverged" if seed else "done", None if seed else 0.5)
+            update = 0 if seed else 9
+            if cell_id == "b" or not seed:
+                write_items(two.run(row["run_id"]), "add", update, [1, 3], ["q", "r"])
+    table = build(compare(one, two), Layout(columns=["runs", "divergence"]))
+    shown = [[entry.text for entry in line.entries[-2:]] for line in table.rows[1:]]
+    assert shown == [["1/1", "0/1 (0–79 %)"], ["1/2", "1/2 (9–91 %)"], ["1/2", "1/2 (9–91 %)"]]
+
+
 def test_results_made_otherwise_are_rows_apart_unless_asked(sweep):
     write_run(sweep, plan_row("a", 0), "done", 0.8)
     write_run(sweep, plan_row("a", 1), "done", 0.6, science="s2")

@@ -96,8 +96,8 @@ def _entry(effect: Effect | None) -> Entry:
         return ABSENT
     values = {name: getattr(effect, name) for name in ("mean", "ci_low", "ci_high", "freedom", "p")}
     text = f"{effect.mean:+.3f}"
-    if effect.ci_high is not None and effect.adjusted is not None:
-        text += f" ±{effect.ci_high - effect.mean:.3f}, {p_text(effect.adjusted)}"
+    text += "" if effect.ci_high is None else f" ±{effect.ci_high - effect.mean:.3f}"
+    text += "" if effect.adjusted is None else f", {p_text(effect.adjusted)}"
     return Entry(text, {**values, "p_holm": effect.adjusted})
 
 

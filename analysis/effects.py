@@ -34,7 +34,8 @@ class Effect(NamedTuple):
 
     `levels` rather than `references`: of one axis for a main effect; of two for an interaction, which is how much more
     the one level does at the other level than at its reference. `adjusted`: p by Holm over all effects. `mean` is None
-    if the runs cannot tell it, `ci_low` and what follows None if there is nothing to judge its error by.
+    if the runs cannot tell it, `ci_low` and what follows None if there is nothing to judge its error by, `p` too where
+    values do not spread at all.
     """
 
     axes: tuple[str, ...]
@@ -177,7 +178,7 @@ class _Fit:
         error, freedom = self._rounded(spread[0]), round(spread[1], DIGITS)
         error = 0.0 if error < self._rounding else error
         half = float(stdtrit(freedom, 0.5 + self._confidence / 2)) * error
-        p = float(2 * stdtr(freedom, -abs(mean) / error)) if error > 0 else float(mean == 0)
+        p = float(2 * stdtr(freedom, -abs(mean) / error)) if error > 0 else None
         return Effect(axes, levels, references, mean, mean - half, mean + half, freedom, p)
 
     def _rounded(self, value: float) -> float:

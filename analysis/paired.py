@@ -10,6 +10,7 @@ from scipy.special import chdtri, nctdtr, stdtr, stdtrit
 from klsweep.analysis.stats import Estimate, t_interval
 
 MOST_SEEDS = 10_000
+ROUNDING = 1e-9  # of the largest value: what spreads less does not spread
 
 BySeed = Mapping[int, float]
 Name = TypeVar("Name", bound=Hashable)
@@ -49,7 +50,8 @@ class SeedsNeeded(NamedTuple):
 def paired_difference(cell: BySeed, baseline: BySeed, confidence: float = 0.95) -> Difference | None:
     """Student's t on the differences of common seeds; None without a common seed, no interval and no p with one.
 
-    Runs of one seed are asked, and draw, alike, so what they have in common cancels.
+    Runs of one seed are asked, and draw, alike, so what they have in common cancels. Differences without any spread
+    have no p: of accuracies over few prompts, two seeds often differ by the same, whether or not the cells do.
     """
     common = sorted(cell.keys() & baseline.keys())
     differences = [cell[seed] - baseline[seed] for seed in common]
@@ -60,13 +62,12 @@ def paired_difference(cell: BySeed, baseline: BySeed, confidence: float = 0.95) 
     if estimate.n == 1:
         return Difference(estimate, None, None, alone, baseline_alone)
     spread = math.sqrt(math.fsum((d - estimate.mean) ** 2 for d in differences) / (estimate.n - 1))
-    return Difference(estimate, _two_sided(estimate.mean, spread, estimate.n), spread, alone, baseline_alone)
-
-
-def _two_sided(mean: float, spread: float, n: int) -> float:
-    if spread == 0:
-        return 1.0 if mean == 0 else 0.0
-    return float(2 * stdtr(n - 1, -abs(mean) * math.sqrt(n) / spread))
+    nothing = ROUNDING * max(abs(side[seed]) for side in (cell, baseline) for seed in common)
+    if spread <= nothing:
+        mean = 0.0 if abs(estimate.mean) <= nothing else estimate.mean
+        return Difference(Estimate(estimate.n, mean, mean, mean), None, 0.0, alone, baseline_alone)
+    p = float(2 * stdtr(estimate.n - 1, -abs(estimate.mean) * math.sqrt(estimate.n) / spread))
+    return Difference(estimate, p, spread, alone, baseline_alone)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -90,7 +91,8 @@ def best_of(cells: Mapping[Name, BySeed], alpha: float = 0.05, highest: bool = T
 
     A cell leaves the set if some other of the k cells is better than it on common seeds, one-sided paired t at
     α/(k − 1). For the truly best cell each of those k − 1 tests errs with that probability, so it stays however the
-    seemingly best was picked. A cell without two seeds in common with others cannot be told from them, and stays.
+    seemingly best was picked. A cell without two seeds in common with others, or whose differences from them do not
+    spread, cannot be told from them, and stays.
     """
     filled = {name: values for name, values in cells.items() if values}
     if not filled:
@@ -116,10 +118,9 @@ def _is_beaten(i: int, table: np.ndarray, alpha: float) -> bool:
         return False
     mean = np.nanmean(differences, axis=1)
     error = np.nanstd(differences, axis=1, ddof=1) / np.sqrt(n)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(error > 0, mean / error, np.sign(mean) * np.inf)
-    p = stdtr(n - 1, -np.where(np.isnan(t), 0.0, t))
-    return bool(p.min() <= alpha / (len(table) - 1))
+    spreads = error > ROUNDING * np.nanmax(np.abs(table))
+    t = np.divide(mean, error, out=np.zeros_like(mean), where=spreads)
+    return bool(stdtr(n - 1, -t).min() <= alpha / (len(table) - 1))
 
 
 def power(difference: float, spread: float, n: int, alpha: float = 0.05) -> float:

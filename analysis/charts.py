@@ -173,7 +173,7 @@ def _map(name: str, title: str, members: Sequence[tuple[int, CellResult]]) -> St
     )
     rates = [[_rate([cell for _, cell in found]) for found in line] for line in here]
     places = [[[i for i, _ in found] for found in line] for line in here]
-    planned = [[sum(len(cell.runs) for _, cell in found) for found in line] for line in here]
+    planned = [[sum(cell.planned for _, cell in found) for found in line] for line in here]
     return StabilityMap(name, title, rows, columns, rates, places, planned, note)
 
 
@@ -184,7 +184,8 @@ def _rate(cells: Sequence[CellResult]) -> Rate | None:
 
 
 def _held_not(cells: Sequence[CellResult]) -> Iterator[bool]:
+    """Of each seed with a run that ended, whether one did not hold."""
     for cell in cells:
-        for run in cell.runs:
-            if run.finished:
-                yield run.status["state"] == "diverged" or has_collapsed(run)
+        for runs in cell.of_seeds.values():
+            if ended := [run for run in runs if run.finished]:
+                yield any(run.status["state"] == "diverged" or has_collapsed(run) for run in ended)

@@ -54,6 +54,16 @@ class CellResult:
         return len({run.seed for run in self.runs if has_collapsed(run)})
 
     @property
+    def ended(self) -> int:
+        """Seeds with a run that ended by itself."""
+        return sum(any(run.finished for run in runs) for runs in self.of_seeds.values())
+
+    @property
+    def diverged(self) -> int:
+        """Seeds with a run that diverged."""
+        return len({run.seed for run in self.runs if run.status["state"] == "diverged"})
+
+    @property
     def base(self) -> RunResult | None:
         """A run that has evaluated the base."""
         return next((run for run in self.runs if run.base is not None), None)

@@ -65,10 +65,9 @@ def outcome_entry(group: Group) -> Entry:
 
 
 def divergence_entry(group: Group) -> Entry:
-    """Share of runs that diverged, of those that ended by themselves."""
-    ended = [run for run in group.runs if run.finished]
-    diverged = sum(run.status["state"] == "diverged" for run in ended)
-    return rate_entry(wilson_interval(diverged, len(ended)), group.planned)
+    """Share of seeds whose run diverged, of those whose run ended by itself."""
+    ended = sum(cell.ended for cell in group.cells)
+    return rate_entry(wilson_interval(sum(cell.diverged for cell in group.cells), ended), group.planned)
 
 
 def collapse_entry(group: Group) -> Entry:
@@ -153,7 +152,7 @@ def seeds(of: Figure, reference: Reference, difference: float) -> Fill:
 
 
 def _seeds_entry(found: Difference | None, difference: float, tests: int) -> Entry:
-    if found is None or found.spread is None:
+    if found is None or not found.spread:  # one seed, or seeds that say nothing of how differences spread
         return ABSENT
     needed = seeds_needed(difference, found.spread, found.estimate.n, ALPHA / tests)
     return Entry(seeds_text(needed), needed._asdict())

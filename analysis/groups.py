@@ -38,8 +38,10 @@ class Group:
         return mean_of_means([cell.by_seed(of) for cell in self.cells])
 
     def diverged(self, of: Figure) -> int:
-        """Runs that diverged among those that the figure is over."""
-        return sum(run.status["state"] == "diverged" and of.value(run) is not None for run in self.runs)
+        """Seeds of cells whose run diverged, among those that the figure is over."""
+        runs = [(run, cell.plan["cell_id"]) for cell in self.cells for run in cell.runs]
+        fallen = [(run, cell_id) for run, cell_id in runs if run.status["state"] == "diverged"]
+        return len({(cell_id, run.seed) for run, cell_id in fallen if of.value(run) is not None})
 
     def by_seed(self, of: Figure) -> BySeed:
         """The figure's mean over cells for each seed that all cells have."""

@@ -6,6 +6,7 @@ from itertools import islice
 from klsweep.analysis.build import BASE_MODEL, Layout, build
 from klsweep.analysis.compare import COLLAPSE_SHARE, Comparison
 from klsweep.analysis.entries import ALPHA
+from klsweep.analysis.provenance import NAMES, differing
 from klsweep.analysis.table import Entry, Line, Table, p_text
 
 NAMED = 3  # cells or effects that a sentence names; of more, how many
@@ -28,8 +29,15 @@ def headline(comparison: Comparison, effects: Table, baseline: Sequence[str]) ->
     if not any(cell.n_seeds > 1 for cell in comparison.cells):
         lines.append("No cell has results of two seeds: there is no interval, and no difference is claimed.")
     else:
+        apart = differing([cell.provenance for cell in comparison.cells if cell.n_seeds])
+        if apart:
+            named = ", ".join(NAMES[kind] for kind in apart)
+            lines.append(
+                f"Results of different {named} are kept apart: none of all is best; the table marks each kind's."
+            )
         for figure in WHERE:
-            lines += [*_best(comparison, table, figure), *_differences(comparison, table, figure, against)]
+            best = [] if apart else _best(comparison, table, figure)
+            lines += [*best, *_differences(comparison, table, figure, against)]
         lines += _effects(effects)
     return [*lines, *_fallen(comparison)]
 
@@ -50,12 +58,12 @@ def _named(items: Sequence[str]) -> str:
 
 
 def _best(comparison: Comparison, table: Table, figure: str) -> Iterator[str]:
-    """A sentence for the best of each set of rows that may be compared."""
+    """A sentence for the best of rows that may all be compared; of one row there is none."""
     found = _column(table, figure)
     best = [(line, entry) for line, entry in found if entry.mark == "best"]
     tied = [_name(comparison, line) for line, entry in found if entry.mark == "tied"]
     others = sum("mean" in entry.values for _, entry in found) - 1
-    if len(best) != 1:  # results that are kept apart have a best each: the table shows them
+    if not best:
         return
     ((line, entry),) = best
     claim = f"Highest mean accuracy {WHERE[figure]}: {_name(comparison, line)}, {entry.text}"
@@ -113,18 +121,18 @@ def _effects(effects: Table) -> Iterator[str]:
 
 
 def _fallen(comparison: Comparison) -> Iterator[str]:
-    """Counts of runs, which need no test."""
-    ended = [(cell, run) for cell in comparison.cells for run in cell.runs if run.finished]
-    diverged = [cell.name for cell, run in ended if run.status["state"] == "diverged"]
+    """Counts of runs, which need no test; results of one run that are mixed are one run's."""
+    ended = sum(cell.ended for cell in comparison.cells)
+    diverged = [cell.name for cell in comparison.cells for _ in range(cell.diverged)]
     if diverged:
-        yield f"{len(diverged)} of {len(ended)} ended runs diverged: {_counts(diverged)}."
+        yield f"{len(diverged)} of {ended} ended runs diverged: {_counts(diverged)}."
     evaluated = sum(cell.n_seeds for cell in comparison.cells)
     collapsed = [cell.name for cell in comparison.cells for _ in range(cell.collapsed)]
     if collapsed:
         below = f"below {COLLAPSE_SHARE:g} of the base's accuracy on the trained task"
         yield f"{len(collapsed)} of {evaluated} evaluated runs ended {below}: {_counts(collapsed)}."
     elif ended and not diverged:
-        yield f"None of {len(ended)} ended runs diverged or collapsed."
+        yield f"None of {ended} ended runs diverged or collapsed."
 
 
 def _counts(names: Sequence[str]) -> str:

@@ -6,7 +6,10 @@ import pytest
 from scipy import stats
 
 from klsweep.analysis.build import Layout, build
+from klsweep.analysis.charts import stability_maps
 from klsweep.analysis.compare import compare
+from klsweep.analysis.effect_table import effect_table
+from klsweep.analysis.headline import headline
 from klsweep.analysis.paired import seeds_needed
 from klsweep.analysis.tables import TEXTS, markdown, print_table
 from klsweep.cli import main
@@ -299,6 +302,22 @@ def test_one_run_evaluated_twice_counts_once_if_mixed(tmp_path):
     assert (entry.values["n"], entry.values["planned"], entry.values["mean"]) == (2, 2, pytest.approx(0.75))
     apart = column(build(compare(one, two), Layout()), "add")
     assert [entry.values["mean"] for entry in apart[1:]] == [pytest.approx(0.85), pytest.approx(0.65)]
+
+
+def test_rates_are_of_seeds_though_each_has_two_results(tmp_path):
+    one, two = SweepFolder(tmp_path / "one"), SweepFolder(tmp_path / "two")
+    for seed in range(3):
+        write_run(one, plan_row("a", seed), "diverged", 0.1 * seed)
+        write_run(two, {**plan_row("a", seed), "eval_id": "e2"}, "diverged", 0.1)
+    comparison = compare(one, two, mix=["evaluation"])
+    table = build(comparison, Layout(columns=["divergence", "collapse", "iqm/in"]))
+    assert [entry.text for entry in table.rows[1].entries[3:5]] == ["3/3 (44–100 %)"] * 2
+    assert table.rows[1].entries[5].values["n"] == 3
+    assert table.rows[1].entries[5].values["value"] == pytest.approx((0.25 * 0.05 + 0.1 + 0.25 * 0.15) / 1.5)
+    sentences = headline(comparison, effect_table(comparison), ["base"])
+    assert sum(line.startswith("3 of 3 ended runs diverged") for line in sentences) == 1
+    (stability,) = stability_maps(comparison)
+    assert (stability.rates[0][0][:2], stability.planned) == ((3, 3), [[3]])
 
 
 def test_where_chooses_runs_and_says_how_many_are_left_out(study):

@@ -34,6 +34,15 @@ def test_a_clear_difference_is_told_with_its_size(sweep):
     assert "0 lower, 0 not told from it" in found[1]
 
 
+def test_rows_that_were_never_compared_are_not_told_from_the_best(sweep):
+    write_cells(sweep, {"none": [0.50, 0.52, 0.48, 0.50], "loss": [0.80, 0.82, 0.78, 0.82]})
+    write_run(sweep, cell("reward", 0, "reward"), "done", 0.95, science="s2")
+    found = sentences(sweep)
+    assert found[0].startswith("Results of different science-code hashes are kept apart: none of all is best")
+    assert not any("Highest" in line for line in found)
+    assert "in distribution, on common seeds: 1 higher (k1 loss β=0.1 on_policy +0.305" in found[1]
+
+
 def test_noise_is_not_told_as_a_difference(sweep):
     write_cells(sweep, {"none": [0.30, 0.70, 0.45, 0.60], "loss": [0.65, 0.40, 0.66, 0.50]})
     found = sentences(sweep)

@@ -80,7 +80,7 @@ class Records:
     """The runs of some sweeps in the order of their plans, each once, and `repeated`: how often one was left out.
 
     A run that several sweeps hold is one run: a finished one counts before others, an earlier sweep before a later. Two
-    that were evaluated otherwise, or trained by other code, are two.
+    that were evaluated otherwise, by another engine say, or trained by other code, are two.
     """
 
     collected: Collected
@@ -193,13 +193,14 @@ def _distinct(runs: Sequence[RunResult]) -> list[RunResult]:
         by_id[run.plan["run_id"]].append(run)
     kept = set[RunKey]()
     for same in by_id.values():
-        finished = {(str(run.status.get("eval_id")), *_code(run)): run for run in reversed(same) if run.finished}
+        finished = {_made(run): run for run in reversed(same) if run.finished}
         kept |= {run.key for run in finished.values()} or {same[0].key}
     return [run for run in runs if run.key in kept]
 
 
-def _code(run: RunResult) -> tuple[str, str]:
-    return str(run.status.get("science_hash")), str(run.status.get("plugin_hash"))
+def _made(run: RunResult) -> tuple[str, ...]:
+    """What makes another result of the same run."""
+    return tuple(str(run.status.get(key)) for key in ("eval_id", "engine", "science_hash", "plugin_hash"))
 
 
 def _columns(table: pa.Table | Path) -> list[str]:

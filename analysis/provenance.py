@@ -1,4 +1,4 @@
-"""What must be alike for results to be comparable: evaluation, prompts, code, plugins, origin."""
+"""What must be alike for results to be comparable: evaluation, engine, prompts, code, plugins, origin."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, get_args
@@ -6,10 +6,11 @@ from typing import Literal, get_args
 from klsweep.analysis.load import RunResult
 from klsweep.errors import BadInput
 
-Kind = Literal["evaluation", "science", "plugins", "prompts", "origin"]
+Kind = Literal["evaluation", "engine", "science", "plugins", "prompts", "origin"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NAMES: Mapping[Kind, str] = {
     "evaluation": "evaluation settings",
+    "engine": "engines",
     "science": "science-code hashes",
     "plugins": "plugin-code hashes",
     "prompts": "prompt sets",
@@ -27,8 +28,8 @@ def checked(mix: Sequence[str]) -> frozenset[Kind]:
 
 
 def provenances(runs: Sequence[RunResult]) -> list[Provenance]:
-    """Of each run, what its result was made with. Of an unfinished one, which has no result, nothing; without prompts
-    where it left no items to tell them from."""
+    """Of each run, what its result was made with. Of an unfinished one, which has no result, nothing; without an
+    engine where it did not note one, without prompts where it left no items to tell them from."""
     variants = _prompt_variants(runs)
     return [_of(run, variants) if run.finished else {} for run in runs]
 
@@ -37,12 +38,14 @@ def _of(run: RunResult, variants: Mapping[str, Sequence[str]]) -> Provenance:
     asked = [f"{suite}:{run.prompts[suite]}" for suite in variants if suite in run.prompts]
     found: Provenance = {
         "evaluation": str(run.status.get("eval_id")),
+        "engine": str(run.status.get("engine")),
         "science": str(run.status.get("science_hash")),
         "plugins": str(run.status.get("plugin_hash")),
         "prompts": " ".join(asked),
         "origin": run.origin,
     }
-    return {kind: value for kind, value in found.items() if kind != "prompts" or len(asked) == len(variants)}
+    unknown = {"engine": "engine" not in run.status, "prompts": len(asked) < len(variants)}
+    return {kind: value for kind, value in found.items() if not unknown.get(kind)}
 
 
 def agree(found: Provenance, other: Provenance) -> bool:

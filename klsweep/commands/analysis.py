@@ -76,7 +76,7 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", type=_words, default=[], metavar="NAME,…", help=text)
     text = "with --baseline: how many more seeds would find a difference of that size"
     parser.add_argument("--detect", type=float, metavar="D", help=text)
-    text = "take results together though they differ in evaluation, science, plugins, prompts, origin (or all)"
+    text = "take results together though they differ in evaluation, engine, science, plugins, prompts, origin (or all)"
     parser.add_argument("--mix", type=_words, default=[], metavar="KIND,…", help=text)
 
 

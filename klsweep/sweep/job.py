@@ -83,7 +83,8 @@ def _work(
     config = yaml.load(folder.config.read_text(), Loader=yaml.CSafeLoader)
     spec = Builder().run_spec(config)
     plugins = plugin_hash(spec.root.plugins)
-    attempt.note(eval_id=eval_id(spec), plugin_hash=plugins)
+    # an evaluation's id does not know by which engine: another draws other responses
+    attempt.note(eval_id=eval_id(spec), engine=type(spec.rollout).__name__.lower(), plugin_hash=plugins)
     if not isinstance(spec.rollout, VLLM):
         release()  # an earlier run's engine in this process holds memory
     memory.release()  # and so may what it was trained with

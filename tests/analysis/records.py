@@ -26,6 +26,7 @@ def write_run(
     add: float | None,
     science: str = "s1",
     cause: str | None = None,
+    engine: str | None = None,
     **figures: float,
 ) -> None:
     """A run with base accuracies (add .4, sort .5, max .3) and the final ones given."""
@@ -43,7 +44,8 @@ def write_run(
         last |= {"eval/add/pass@1": add, "eval/add/kl": 1.5}
         last |= {f"eval/{suite}/pass@1": value for suite, value in values.items()}
     append_rows(folder.metrics, [last])
-    attempt = folder.claim(science_hash=science, eval_id=row["eval_id"])
+    made = {"science_hash": science, "eval_id": row["eval_id"], **({"engine": engine} if engine else {})}
+    attempt = folder.claim(**made)
     assert attempt is not None
     if state != "running":
         attempt.finish(state, cause)

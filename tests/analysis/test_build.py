@@ -304,6 +304,22 @@ def test_one_run_evaluated_twice_counts_once_if_mixed(tmp_path):
     assert [entry.values["mean"] for entry in apart[1:]] == [pytest.approx(0.85), pytest.approx(0.65)]
 
 
+def test_evaluations_by_two_engines_are_two_results(tmp_path):
+    """Their ids are equal. One whose engine was not noted, of an older record, is kept apart from neither."""
+    sweeps = [SweepFolder(tmp_path / name) for name in ("hf", "vllm", "older")]
+    for sweep, engine, add, seeds in zip(
+        sweeps, ("hf", "vllm", None), (0.8, 0.6, 0.7), ((0, 1), (0, 1), (2,)), strict=True
+    ):
+        for seed in seeds:
+            write_run(sweep, plan_row("a", seed), "done", add, engine=engine)
+    table = build(compare(*sweeps), Layout(columns=["runs", "add"]))
+    shown = [[entry.text for entry in line.entries[3:6]] for line in table.rows[1:]]
+    assert shown == [["hf", "3/3", "0.767 ±0.143"], ["vllm", "2/3", "0.600 ±0.000*"]]
+    assert table.warnings == [
+        "finished runs have 2 different engines (hf, vllm): rows may not be comparable; kept apart (--mix engine)"
+    ]
+
+
 def test_rates_are_of_seeds_though_each_has_two_results(tmp_path):
     one, two = SweepFolder(tmp_path / "one"), SweepFolder(tmp_path / "two")
     for seed in range(3):
@@ -359,7 +375,7 @@ def test_conditions(sweep, condition, betas):
         (["--columns", "accuracy"], "'accuracy': no figure of that name (choose from in, out, kl,"),
         (["--rows", "axis"], "'axis': no such key"),
         (["--detect", "0.1"], "--detect=0.1: goes with --baseline"),
-        (["--mix", "seeds"], "mix=seeds: choose from evaluation, science, plugins, prompts, origin, all"),
+        (["--mix", "seeds"], "mix=seeds: choose from evaluation, engine, science, plugins, prompts, origin, all"),
         (["--effects", "--rows", "placement"], "--effects and --plots go with --metric, --baseline and --where"),
     ],
 )

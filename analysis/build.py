@@ -69,7 +69,7 @@ def build(comparison: Comparison, layout: Layout) -> Table:
     grid = _Grid(comparison, labels, pivot)
     reference = _reference(comparison, layout, keys)
     made = _Columns(comparison, layout, reference).of(figures_named, bool(pivot))
-    columns = [*(Column(key, SHORT.get(key, key)) for key in [*labels, *grid.kinds])]
+    columns = [*(Column(key, SHORT.get(key, key), label=True) for key in [*labels, *grid.kinds])]
     lines = [[label_entry(text, value) for text, value in line.labels] for line in grid.lines]
     for level in grid.levels:
         groups = [line.groups.get(level) for line in grid.lines]

@@ -49,7 +49,9 @@ def effect_table(comparison: Comparison, metrics: Sequence[str] = (), baseline: 
         )
         for name in names
     ]
-    columns = [Column("axis", "axis"), Column("level", "level"), Column("reference", "rather than")]
+    columns = [
+        Column(*names, label=True) for names in (("axis", "axis"), ("level", "level"), ("reference", "rather than"))
+    ]
     columns += [Column(of.name, of.title) for of in figures]
     left_out = len(comparison.cells) - len(cells)
     return Table(coverage_lines(comparison), columns, rows, _notes(found, left_out), comparison.warnings)

@@ -2,7 +2,7 @@
 
 from itertools import groupby
 
-from klsweep.analysis.table import Entry, Table, is_label
+from klsweep.analysis.table import Entry, Table
 
 LONG = 45  # rows; more do not fit on a page
 SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -43,7 +43,7 @@ def latex(table: Table) -> str:
     """A fragment to \\input: coverage, table, notes. Its first line names the packages."""
     long = len(table.rows) > LONG
     kind = "longtable" if long else "tabular"
-    layout = "".join("l" if is_label(table, i) else "r" for i in range(len(table.columns)))
+    layout = "".join("l" if column.label else "r" for column in table.columns)
     head = [*_group_lines(table), _line([escaped(column.title) for column in table.columns]), r"\midrule"]
     rows = [_line([_entry(entry) for entry in line.entries]) for line in table.rows]
     packages = r"\usepackage{booktabs}" + (r", \usepackage{longtable}" if long else "")

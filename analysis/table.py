@@ -29,11 +29,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Column:
-    """`name` is what chose the column, `group` a heading over this and its neighbours of the same group."""
+    """`name` is what chose the column, `group` a heading over this and its neighbours of the same group.
+
+    `label`: its entries are what rows are called by, not figures.
+    """
 
     name: str
     title: str
     group: str = ""
+    label: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,6 @@ ABSENT = Entry(NOTHING)  # something is, and is not there yet
 def label_entry(text: str, value: Any) -> Entry:
     """What a row is called by, as text and as it is."""
     return Entry(text, {"value": value})
-
-
-def is_label(table: Table, place: int) -> bool:
-    """True for a column of labels."""
-    return all("value" in line.entries[place].values for line in table.rows)
 
 
 def estimate_entry(

@@ -11,7 +11,7 @@ from typing import Any
 from klsweep.analysis.compare import ACCURACY, CellResult, Comparison
 from klsweep.analysis.latex import latex
 from klsweep.analysis.stats import Estimate
-from klsweep.analysis.table import SIGNS, Entry, Table
+from klsweep.analysis.table import SIGNS, Column, Entry, Table
 from klsweep.terminal import console, markdown_grid, print_grid
 
 DIGITS = 9  # of a number in CSV, JSON and HTML: the last ones of a double depend on the processor and its libm
@@ -48,9 +48,9 @@ def remarks(table: Table) -> list[str]:
 
 def as_csv(table: Table) -> str:
     """A column per number: `out.mean`, `out.ci_low`, …; empty without one. Coverage and warnings: lines with #."""
-    parts = [_parts([line.entries[i] for line in table.rows]) for i in range(len(table.columns))]
+    parts = [_parts(column, [line.entries[i] for line in table.rows]) for i, column in enumerate(table.columns)]
     header = [
-        f"{column.group + ' ' if column.group else ''}{column.name}{'.' + part if part != 'value' else ''}"
+        f"{column.group + ' ' if column.group else ''}{column.name}{'.' * bool(part)}{part}"
         for column, names in zip(table.columns, parts, strict=True)
         for part in names
     ]
@@ -64,19 +64,17 @@ def as_csv(table: Table) -> str:
     return stream.getvalue()
 
 
-def _parts(entries: list[Entry]) -> list[str]:
-    """The numbers that a column has, and `mark` if something is marked; its text if there are none."""
+def _parts(column: Column, entries: list[Entry]) -> list[str]:
+    """The numbers that a column has, and `mark` if something is marked; "", itself, of a label or a text."""
     fullest = sorted(entries, key=lambda entry: -len(entry.values))
-    names = list(dict.fromkeys(name for entry in fullest for name in entry.values)) or ["value"]
-    return [*names, *(["mark"] if any(entry.mark for entry in entries) else [])]
+    numbers = [] if column.label else list(dict.fromkeys(name for entry in fullest for name in entry.values))
+    return [*(numbers or [""]), *(["mark"] if any(entry.mark for entry in entries) else [])]
 
 
 def _cell(entry: Entry, part: str) -> Any:
     if part == "mark":
         return entry.mark
-    if part == "value" and "value" not in entry.values:
-        return entry.text
-    value = entry.values.get(part)
+    value = entry.values.get(part) if part else entry.values.get("value", entry.text)
     return json.dumps(_finite(value)) if isinstance(value, list | dict) else _rounded(value)
 
 
@@ -116,7 +114,7 @@ def html(table: Table) -> str:
     """A fragment without style: classes `label`, `best` and `tied`, numbers to sort by in `data-value`."""
     head = "".join(f"<th>{escape(f'{c.group} {c.title}'.strip())}</th>" for c in table.columns)
     rows = "\n".join(
-        f'<tr data-cells="{escape(" ".join(line.cells))}">{"".join(map(_html_cell, line.entries))}</tr>'
+        f'<tr data-cells="{escape(" ".join(line.cells))}">{"".join(map(_html_cell, table.columns, line.entries))}</tr>'
         for line in table.rows
     )
     notes = "\n".join(f'<p class="note">{escape(text)}</p>' for text in table.notes)
@@ -126,8 +124,8 @@ def html(table: Table) -> str:
     return "\n".join(['<section class="klsweep-table">', coverage, warnings, body, notes, "</section>"])
 
 
-def _html_cell(entry: Entry) -> str:
-    names = [*(["label"] if "value" in entry.values else []), *([entry.mark] if entry.mark else [])]
+def _html_cell(column: Column, entry: Entry) -> str:
+    names = [*(["label"] if column.label else []), *([entry.mark] if entry.mark else [])]
     numbers = [entry.values[name] for name in ("mean", "value", "k") if isinstance(entry.values.get(name), int | float)]
     kind = f' class="{" ".join(names)}"' if names else ""
     value = f' data-value="{_rounded(numbers[0])!r}"' if numbers else ""

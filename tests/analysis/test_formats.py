@@ -24,7 +24,12 @@ NASTY = r"50 % & #1_a ~^\{x}|y <b>β</b> 数"
 
 
 def by_hand() -> Table:
-    columns = [Column("model", "model_x"), Column("out", "out β"), Column("kl", "KL", "τ=1"), Column("in", "in", "τ=1")]
+    columns = [
+        Column("model", "model_x", label=True),
+        Column("out", "out β"),
+        Column("kl", "KL", "τ=1"),
+        Column("in", "in", "τ=1"),
+    ]
     rows = [
         Line(
             [label_entry(NASTY, NASTY), Entry("0.500 ±0.100", {"mean": 0.5, "n": 3}, "best"), BLANK, Entry("–")], ["c"]
@@ -102,6 +107,17 @@ def test_files_have_no_digits_that_depend_on_the_processor():
     assert ' data-value="0.333333333"' in html(table)
 
 
+def test_an_interquartile_mean_is_a_figure_and_no_label(sweep):
+    for seed in range(2):
+        write_run(sweep, plan_row("a", seed), "done", 0.8)
+    table = build(compare(sweep), Layout(columns=["iqm/in"]))
+    assert r"\begin{tabular}{@{}lllr@{}}" in latex(table)
+    assert Cells(html(table)).rows[2][3] == ({"data-value": "0.8"}, "0.800 (0.800–0.800)")
+    head, base, row = csv.reader(line for line in as_csv(table).splitlines() if line[0] != "#")
+    assert head[3:6] == ["iqm/in.n", "iqm/in.value", "iqm/in.ci_low"]
+    assert (base[:4], row[3:6]) == (["base tiny", "", "", ""], ["2", "0.8", "0.8"])
+
+
 def test_json_has_the_whole_table():
     found = json.loads(as_json(by_hand()))
     assert (found["coverage"], found["notes"], found["warnings"]) == (
@@ -109,7 +125,7 @@ def test_json_has_the_whole_table():
         ["a note | of π"],
         ["careful & so"],
     )
-    assert found["columns"][2] == {"name": "kl", "title": "KL", "group": "τ=1"}
+    assert found["columns"][2] == {"name": "kl", "title": "KL", "group": "τ=1", "label": False}
     assert found["rows"][0]["entries"][1] == {"text": "0.500 ±0.100", "mark": "best", "mean": 0.5, "n": 3}
     assert found["rows"][0]["cells"] == ["c"]
 

@@ -24,7 +24,7 @@ class Condition(NamedTuple):
 
     def holds(self, value: Any) -> bool:
         if self.operator in ("=", "!="):
-            return (text_of(value) in self.values) == (self.operator == "=")
+            return any(_is(value, given) for given in self.values) == (self.operator == "=")
         if not isinstance(value, int | float):
             return False
         bound = float(self.values[0])
@@ -49,19 +49,21 @@ def conditions(texts: Iterable[str], runs: Sequence[RunResult]) -> list[Conditio
         if matched is None:
             raise BadInput(f"{text!r}: a condition is KEY=VALUE,… (or !=, >=, <=, >, <), e.g. estimator=k1,k3")
         key, operator, given = matched.groups()
-        values = tuple(_plain(value) for value in given.split(","))
+        values = tuple(value.strip() for value in given.split(","))
         if runs:
             _check(text, key, operator, values, runs)
         found.append(Condition(key, operator, values))
     return found
 
 
-def _plain(value: str) -> str:
-    """A value as `text_of` has it: 0.10 is 0.1, null is –."""
+def _is(value: Any, given: str) -> bool:
+    """True if a label is meant by a text: as it is printed, or a number in another form; `null` is an inert one."""
+    if value is None or isinstance(value, str | bool):
+        return given == text_of(value) or (value is None and given == "null")
     try:
-        return "–" if value == "null" else f"{float(value):g}"
-    except ValueError:
-        return value
+        return given == text_of(value) or float(given) == value
+    except (ValueError, TypeError):
+        return False
 
 
 def _check(text: str, key: str, operator: str, values: Sequence[str], runs: Sequence[RunResult]) -> None:
@@ -73,13 +75,13 @@ def _check(text: str, key: str, operator: str, values: Sequence[str], runs: Sequ
         except ValueError:
             raise BadInput(f"{text!r}: {operator} takes one number") from None
         return
-    there = {text_of(label(run, key)) for run in runs}
-    if absent := [value for value in values if value not in there]:
-        shown = sorted(there)[:SHOWN_CHOICES]
+    labels = {text_of(found): found for run in runs for found in [label(run, key)]}
+    if absent := [value for value in values if not any(_is(found, value) for found in labels.values())]:
+        shown, there = sorted(labels)[:SHOWN_CHOICES], list(labels)
         raise BadInput(f"{key}={absent[0]}: no run has that (choose from {', '.join(shown)}{_more(there)})")
 
 
-def _more(there: Sequence[str] | set[str]) -> str:
+def _more(there: Sequence[str]) -> str:
     return f", and {len(there) - SHOWN_CHOICES} more" if len(there) > SHOWN_CHOICES else ""
 
 

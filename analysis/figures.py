@@ -56,7 +56,8 @@ def figure(name: str, suites: Iterable[str], logged: Iterable[str]) -> Figure:
     names, known = list(suites), list(logged)
     short = {"kl": "in/kl", "entropy": "in/entropy", "reward": "reward/mean"}
     head, _, metric = short.get(name, name).partition("/")
-    if head in ROLES and (not metric or any(found.endswith(f"/{metric}") for found in known) or name in short):
+    evaluated = {found.split("/", 2)[-1] for found in known if found.startswith("eval/")}
+    if head in ROLES and (not metric or metric in evaluated or name in short):
         return _of_role(name, head, metric or ACCURACY)
     if name in names:
         return _of_suite(name, name, ACCURACY)

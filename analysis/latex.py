@@ -74,7 +74,9 @@ def escaped(text: str) -> str:
 
 
 def _line(texts: list[str]) -> str:
-    return " & ".join(texts) + r" \\"
+    """A row. What it begins with could be taken for an argument of the row's or the rule's end before it."""
+    guard = "{}" if texts[0].startswith(("[", "*")) else ""
+    return guard + " & ".join(texts) + r" \\"
 
 
 def _entry(entry: Entry) -> str:

@@ -143,10 +143,12 @@ def _compare(options: argparse.Namespace) -> int:
 
     sweeps = [existing_sweep(path) for path in options.sweeps]
     choice = choice_of(options)
+    _check_json(options)
     records = records_of(sweeps, options.cache)
     comparison = compare(*sweeps, records=records, where=choice.where, mix=choice.mix)
     if options.json:
         print(json.dumps(cells_json(comparison), indent=1))
+        _tell_coverage(comparison)
         return OK
     if options.html is not None:
         return _write_report(options, comparison, sweeps, choice)
@@ -159,6 +161,21 @@ def _compare(options: argparse.Namespace) -> int:
     else:
         print_table(table)
     return OK
+
+
+def _check_json(options: argparse.Namespace) -> None:
+    """BadInput for what a list of cells has no place for."""
+    ignored = ("rows", "columns", "metric", "baseline", "detect", "effects")
+    if options.json and (given := [name for name in ignored if getattr(options, name) not in ([], None, False)]):
+        raise BadInput(f"--json: prints cells as a list, without --{given[0]}; --format json prints the table")
+
+
+def _tell_coverage(comparison: "Comparison") -> None:
+    """Coverage and warnings besides an output that has no place for them."""
+    from klsweep.analysis.coverage import coverage_lines
+
+    for line in (*coverage_lines(comparison), *(f"warning: {text}" for text in comparison.warnings)):
+        print(line, file=sys.stderr)
 
 
 def _write_report(
@@ -180,11 +197,15 @@ def _write_report(
 def _draw(folder: Path, comparison: "Comparison", layout: "Layout") -> int:
     from klsweep.analysis.sweep_plots import plot_all
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--plots={folder}: cannot be a folder ({error.strerror})") from error
     with progress("drawing") as on_step:
         written = plot_all(comparison, _effects(comparison, layout), folder, on_step)
     for file in written or ["no run has a result or a curve yet: nothing is drawn"]:
         print(file)
+    _tell_coverage(comparison)
     return OK
 
 
@@ -212,6 +233,9 @@ def _query(options: argparse.Namespace) -> int:
         writer.writerows([answer.columns, *answer.rows])
     else:
         _print_answer(answer)
+    for run in collected.runs:
+        if run.damage is not None:
+            print(f"warning: {run.key.run_id} has no rows: {run.damage}", file=sys.stderr)
     return OK
 
 

@@ -1,5 +1,6 @@
 """From a comparison to a table: which rows, which columns, and what the reader must be told."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,7 @@ SHORT |= {"algorithm.aggregation": "agg.", "science": "code"}
 
 @dataclass(frozen=True)
 class Layout:
-    """What a table shows. Nothing given: the overview, without comparisons. Else, by default, the paper's columns.
+    """What a table shows. Nothing given: the overview. Else, by default, the paper's columns.
 
     rows: axes and fields that make a row; by default all in which cells differ. Cells that those do not tell apart are
     taken together.
@@ -46,7 +47,7 @@ class Layout:
 
     @property
     def is_overview(self) -> bool:
-        return not (self.rows or self.columns or self.metrics or self.baseline or self.detect)
+        return not (self.rows or self.columns or self.metrics or self.baseline or self.detect is not None)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def build(comparison: Comparison, layout: Layout) -> Table:
             for line, entry in zip(lines, one.fill(groups), strict=True):
                 line.append(entry)
     rows = [Line(found, line.cells, line.runs) for found, line in zip(lines, grid.lines, strict=True)]
-    bases = [] if pivot else [_base_line(base, len(labels) + len(grid.kinds), made) for base in comparison.bases]
+    bases = [] if pivot else [_base_line(base, len(labels), grid.kinds, made) for base in comparison.bases]
     table = Table(coverage_lines(comparison), columns, [*bases, *rows], warnings=comparison.warnings)
     told = notes(table, comparison, reference, grid.pooled)
     if pivot and len(made) == 1:
@@ -100,6 +101,8 @@ def _split(comparison: Comparison, layout: Layout) -> tuple[list[str], list[str]
 
 
 def _reference(comparison: Comparison, layout: Layout, keys: Sequence[str]) -> Reference | None:
+    if layout.detect is not None and not 0 < layout.detect < math.inf:
+        raise BadInput(f"--detect={layout.detect:g}: the size of a difference, a number above 0")
     if not layout.baseline:
         if layout.detect is not None:
             raise BadInput(f"--detect={layout.detect:g}: goes with --baseline, which differences are from")
@@ -207,10 +210,7 @@ class _Columns:
             return _Made(Column(name, f"IQM {role}"), entries.interquartile(self._comparison.figure(role)))
         of = self._comparison.figure(name)
         title = of.title + (" (in)" if self._comparison.suites.get(name) == "in" else "")
-        fill: Fill = entries.figures(of)
-        if self._layout.is_overview:
-            fill = each(lambda group: entries.mean_entry(group, of))
-        return _Made(Column(name, title), fill, partial(self._base_entry, of))
+        return _Made(Column(name, title), entries.figures(of), partial(self._base_entry, of))
 
     def _comparisons(self, of: Figure, reference: Reference) -> list[_Made]:
         made = [_Made(Column(f"Δ {of.name}", f"Δ {of.title}"), entries.differences(of, reference))]
@@ -236,6 +236,8 @@ _PLAIN: dict[str, Callable[[Group], Entry]] = {
 }
 
 
-def _base_line(base: Base, labels: int, made: Sequence[_Made]) -> Line:
-    head = [label_entry(name := f"base {base.model}", name), *[label_entry("", None)] * (labels - 1)]
+def _base_line(base: Base, labels: int, kinds: Sequence[Kind], made: Sequence[_Made]) -> Line:
+    name = f"base {base.model}"
+    texts = [name, *[None] * (labels - 1), *(base.provenance.get(kind) for kind in kinds)]
+    head = [label_entry(text or "", text) for text in texts]
     return Line([*head, *(one.base(base) for one in made)], [], [])

@@ -140,6 +140,8 @@ def _forest(effects: Table, place: int) -> Forest:
         "Main effects: one level rather than another, all else equal, by least squares on run-level values, with 95 % "
         "t intervals; filled where p, adjusted by Holm over the table of effects, is below 0.05."
     )
+    if any(line.entries[place].partial for line in effects.rows):
+        note += " Some cells have fewer results than planned (* in the table of effects)."
     return Forest(f"effects-{column.name}", f"Effects of axes: {column.title}", column.title, contrasts, note)
 
 

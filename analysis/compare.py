@@ -21,11 +21,15 @@ COLLAPSE_SHARE = 0.5  # a run collapsed if its accuracy on the trained task is b
 
 @dataclass(frozen=True)
 class Base:
-    """A base model's accuracies under one evaluation; None where a suite was not asked. `run` has evaluated it."""
+    """A base model's accuracies under one evaluation; None where a suite was not asked. `run` has evaluated it.
+
+    `provenance`: in what all results of cells that began with it agree.
+    """
 
     model: str
     suites: dict[str, float | None]
     run: RunResult
+    provenance: Provenance
 
 
 @dataclass(frozen=True)
@@ -175,12 +179,18 @@ def _suite_roles(runs: Sequence[RunResult]) -> dict[str, str]:
 
 
 def _bases(cells: Sequence[CellResult], suites: Collection[str]) -> list[Base]:
-    found = {}
+    found = dict[str, list[tuple[RunResult, Provenance]]]()
     for cell in cells:
         if (run := cell.base) is not None:
-            model, accuracies = run.plan["axes"]["model"], {s: run.base_evaluation(s, ACCURACY) for s in suites}
-            found.setdefault(repr((model, accuracies)), Base(model, accuracies, run))
-    return list(found.values())
+            accuracies = {s: run.base_evaluation(s, ACCURACY) for s in suites}
+            found.setdefault(repr((run.plan["axes"]["model"], accuracies)), []).append((run, cell.provenance))
+    bases = list[Base]()
+    for members in found.values():
+        run, made = members[0]
+        common: Provenance = {k: v for k, v in made.items() if all(other.get(k) == v for _, other in members)}
+        accuracies = {s: run.base_evaluation(s, ACCURACY) for s in suites}
+        bases.append(Base(run.plan["axes"]["model"], accuracies, run, common))
+    return bases
 
 
 def has_collapsed(run: RunResult) -> bool:

@@ -1,7 +1,7 @@
 """The effects of a grid's axes as a table: a row per contrast, a column per figure."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
 from klsweep.analysis.build import SHORT
@@ -9,7 +9,9 @@ from klsweep.analysis.choose import BETA, Condition, cell_label, text_of
 from klsweep.analysis.compare import CellResult, Comparison
 from klsweep.analysis.coverage import coverage_lines
 from klsweep.analysis.effects import MOST_CONTRASTS, Effect, Effects, Observation, effects
-from klsweep.analysis.table import ABSENT, Column, Entry, Line, Table, label_entry, p_text
+from klsweep.analysis.explain import sign_notes
+from klsweep.analysis.groups import Group
+from klsweep.analysis.table import ABSENT, Column, Entry, Line, Table, label_entry, over_runs, p_text
 from klsweep.cells import varying
 
 NAMED = 12  # missing combinations that are named
@@ -22,7 +24,7 @@ def effect_table(comparison: Comparison, metrics: Sequence[str] = (), baseline: 
     levels and are left out, as are results that are kept apart from most.
     """
     cells, levels = _factors(comparison)
-    references = {c.key: _level(levels, c) for c in baseline if c.operator == "="}
+    references = {c.key: _level(cells, levels, c) for c in baseline if c.operator == "="}
     figures = [comparison.figure(name) for name in metrics or ("in", "out")]
     found = [
         effects(
@@ -38,23 +40,25 @@ def effect_table(comparison: Comparison, metrics: Sequence[str] = (), baseline: 
     names = list(dict.fromkeys(effect[:3] for one in found for effect in (*one.main, *one.interactions)))
     by_name = [{effect[:3]: effect for effect in (*one.main, *one.interactions)} for one in found]
     runs = [run.key for cell in cells for run in cell.runs if run.finished]
+    everything = Group(cells)  # which every effect rests on
+    over = [
+        (sum(len(cell.by_seed(of)) for cell in cells), everything.planned, everything.diverged(of)) for of in figures
+    ]
     rows = [
         Line(
             [
                 *(label_entry(_joined(part), list(part)) for part in name),
-                *(_entry(effects_of.get(name)) for effects_of in by_name),
+                *(_entry(one.get(name), *runs_of) for one, runs_of in zip(by_name, over, strict=True)),
             ],
             [cell.plan["cell_id"] for cell in cells],
             runs,
         )
         for name in names
     ]
-    columns = [
-        Column(*names, label=True) for names in (("axis", "axis"), ("level", "level"), ("reference", "rather than"))
-    ]
-    columns += [Column(of.name, of.title) for of in figures]
-    left_out = len(comparison.cells) - len(cells)
-    return Table(coverage_lines(comparison), columns, rows, _notes(found, left_out), comparison.warnings)
+    labels = (("axis", "axis"), ("level", "level"), ("reference", "rather than"))
+    columns = [Column(*names, label=True) for names in labels] + [Column(of.name, of.title) for of in figures]
+    told = [*_notes(found, len(comparison.cells) - len(cells)), *_unnamed(references), *sign_notes(rows)]
+    return Table(coverage_lines(comparison), columns, rows, told, comparison.warnings)
 
 
 def _factors(comparison: Comparison) -> tuple[list[CellResult], list[dict[str, str]]]:
@@ -83,24 +87,26 @@ def _with_fields(text: str, axis: str, fields: Sequence[str], cell: CellResult) 
     )
 
 
-def _level(levels: Sequence[dict[str, str]], condition: Condition) -> str | None:
+def _level(cells: Sequence[CellResult], levels: Sequence[dict[str, str]], condition: Condition) -> str | None:
     """The first level that a condition names."""
-    found = [level[condition.key] for level in levels if condition.key in level]
-    return next((text for text in found if text.split(" ")[0] in condition.values), None)
+    key = condition.key
+    found = zip(cells, levels, strict=True)
+    return next((own[key] for cell, own in found if key in own and condition.holds(cell_label(cell.plan, key))), None)
 
 
 def _joined(part: Sequence[str]) -> str:
     return " × ".join(SHORT.get(name, name) for name in part)
 
 
-def _entry(effect: Effect | None) -> Entry:
+def _entry(effect: Effect | None, n: int, planned: int, diverged: int) -> Entry:
     if effect is None or effect.mean is None:
         return ABSENT
     values = {name: getattr(effect, name) for name in ("mean", "ci_low", "ci_high", "freedom", "p")}
+    values |= {"p_holm": effect.adjusted, "n": n, "planned": planned}
     text = f"{effect.mean:+.3f}"
     text += "" if effect.ci_high is None else f" ±{effect.ci_high - effect.mean:.3f}"
     text += "" if effect.adjusted is None else f", {p_text(effect.adjusted)}"
-    return Entry(text, {**values, "p_holm": effect.adjusted})
+    return over_runs(text, values, diverged)
 
 
 def _notes(found: Sequence[Effects], left_out: int) -> list[str]:
@@ -109,18 +115,25 @@ def _notes(found: Sequence[Effects], left_out: int) -> list[str]:
         "without interactions. Interactions (×): how much more the one does at the other level than at its reference. "
         "± half of the 95 % t interval (HC2, Bell–McCaffrey); p two-sided, adjusted by Holm over the column.",
     ]
-    if found and found[0].blocked:
+    if any(one.blocked for one in found):
         lines.append("Seeds are blocks: what the runs of one seed have in common is no error.")
     missing = list(dict.fromkeys(pair for one in found for pair in one.missing))
     if missing:
         named = [f"{a}={b} with {c}={d}" for a, b, c, d in islice(missing, NAMED)]
         more = f", and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
         lines.append(f"No run has {'; '.join(named)}{more}. An effect that these leave undetermined is –.")
-    if found and found[0].skipped:
-        pairs = ", ".join(_joined(pair) for pair in found[0].skipped)
+    if skipped := list(dict.fromkeys(pair for one in found for pair in one.skipped)):
+        pairs = ", ".join(_joined(pair) for pair in skipped)
         lines.append(f"More than {MOST_CONTRASTS} interactions each, and left out: {pairs}.")
     if left_out:
         lines.append(f"{left_out} cells are left out: they have no result, one kept apart, or an axis that is inert.")
-    if found and not (found[0].main or found[0].interactions):
+    if found and not any(one.main or one.interactions for one in found):
         lines.append("There are no two levels of any axis to hold against each other.")
     return lines
+
+
+def _unnamed(references: Mapping[str, str | None]) -> list[str]:
+    """A line for what the baseline says of axes without saying a level of theirs."""
+    keys = [SHORT.get(key, key) for key, level in references.items() if level is None]
+    said = "there is no such level among these cells, and others are held against the first"
+    return [f"What the baseline says of {', '.join(keys)} does not count here: {said}."] if keys else []

@@ -19,6 +19,7 @@ from klsweep.analysis.table import (
     Entry,
     Mark,
     estimate_entry,
+    over_runs,
     p_text,
     rate_entry,
     resampled_entry,
@@ -75,11 +76,6 @@ def collapse_entry(group: Group) -> Entry:
     return rate_entry(wilson_interval(sum(cell.collapsed for cell in group.cells), group.evaluated), group.planned)
 
 
-def mean_entry(group: Group, of: Figure, mark: Mark | None = None) -> Entry:
-    """A figure's mean over a row's runs."""
-    return estimate_entry(group.estimate(of), group.planned, mark, diverged=group.diverged(of))
-
-
 def figures(of: Figure) -> Fill:
     """Means with intervals; the best, and what cannot be told from it, are marked where higher is better.
 
@@ -88,7 +84,12 @@ def figures(of: Figure) -> Fill:
 
     def fill(groups: Groups) -> list[Entry]:
         marks = _marks(of, groups) if of.higher_is_better is not None else {}
-        return [BLANK if group is None else mean_entry(group, of, marks.get(i)) for i, group in enumerate(groups)]
+        return [
+            BLANK
+            if group is None
+            else estimate_entry(group.estimate(of), group.planned, marks.get(i), diverged=group.diverged(of))
+            for i, group in enumerate(groups)
+        ]
 
     return fill
 
@@ -191,7 +192,9 @@ def trouble(comparison: Comparison) -> Fill:
     learned, strained = comparison.records.series(LEARNED), comparison.records.series(STRAINED)
 
     def entry(group: Group) -> Entry:
-        logged = [run.key for run in group.runs if run.key in learned or run.key in strained]
+        seeds = [runs for cell in group.cells for runs in cell.of_seeds.values()]
+        found = [next((r.key for r in runs if r.key in learned or r.key in strained), None) for runs in seeds]
+        logged = [key for key in found if key is not None]
         if not logged:
             return ABSENT
         falls = [found for key in logged if key in learned and (found := collapse(learned[key]))]
@@ -201,15 +204,21 @@ def trouble(comparison: Comparison) -> Fill:
             depth = _span([100 * fall.depth for fall in falls])
             back = sum(fall.recovered for fall in falls)
             when = _span([fall.update for fall in falls])
-            parts.append(f"fell {len(falls)}/{len(logged)} at {when} by {depth} %, {back} recovered")
+            parts.append(f"fell {_share(len(falls), len(logged))} at {when} by {depth} %, {back} recovered")
         if jumps:
             calm = sum(jump.settled for jump in jumps)
             when = _span([jump.first for jump in jumps])
-            parts.append(f"spikes {len(jumps)}/{len(logged)} from {when}, {calm} settled")
-        values = {"runs": len(logged), "fell": [f._asdict() for f in falls], "spikes": [j._asdict() for j in jumps]}
-        return Entry("; ".join(parts) or "none", values)
+            parts.append(f"spikes {_share(len(jumps), len(logged))} from {when}, {calm} settled")
+        values = {"n": len(logged), "planned": group.planned}
+        values |= {"fell": [f._asdict() for f in falls], "spikes": [j._asdict() for j in jumps]}
+        return over_runs("; ".join(parts) or "none", values)
 
     return each(entry)
+
+
+def _share(k: int, n: int) -> str:
+    """`1/3 (6–79 %)`."""
+    return rate_entry(wilson_interval(k, n), n).text
 
 
 def _span(values: Sequence[float]) -> str:

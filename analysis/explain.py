@@ -1,18 +1,21 @@
 """The notes below a table: what its figures and marks mean."""
 
+from collections.abc import Sequence
+
 from klsweep.analysis import stability
 from klsweep.analysis.compare import COLLAPSE_SHARE, Comparison
 from klsweep.analysis.entries import Reference
 from klsweep.analysis.figures import NOTES
 from klsweep.analysis.groups import AgainstCell
 from klsweep.analysis.stats import FEW_RUNS
-from klsweep.analysis.table import DIVERGED, Table
+from klsweep.analysis.table import DIVERGED, PARTIAL, Line, Table
 
 ACCURACIES = "Accuracy: sampled pass@1, mean over runs (seeds) ± half of its 95 % t interval; (in): the trained task."
 BEST = (
     "◆ best, ◇ not told from the best: no row is better on common seeds, paired t at 5 % / (rows − 1). "
     "With 95 % probability the truly best row is among the marked."
 )
+PARTIAL_NOTE = f"{PARTIAL} mean over fewer runs than planned (see runs)."
 DIVERGED_NOTE = (
     f"{DIVERGED} over runs of which some diverged: an accuracy is what those had then, a training figure the mean of "
     "their last finite updates."
@@ -20,7 +23,8 @@ DIVERGED_NOTE = (
 TROUBLE = (
     f"trouble: fell, the share of right responses (mean of {stability.WINDOW} updates) to less than "
     f"{stability.DROP:g} of its best, beyond noise; recovered, ended at {stability.BACK:g} of it or more. spikes, a "
-    f"gradient norm of more than {stability.SPIKE:g} times the median of {stability.BEFORE} updates, or not finite."
+    f"gradient norm of more than {stability.SPIKE:g} times the median of {stability.BEFORE} updates, or not finite. "
+    "k/n of the runs that have logged, 95 % interval by Wilson."
 )
 
 
@@ -30,17 +34,13 @@ def notes(table: Table, comparison: Comparison, reference: Reference | None, poo
     lines = [" ".join([ACCURACIES, *(text for name, text in NOTES.items() if name in names)])]
     if "outcome" in names and any(cell.collapsed for cell in comparison.cells):
         lines.append(f"collapsed k/n: {_COLLAPSED}.")
-    entries = [entry for line in table.rows for entry in line.entries]
-    if any(entry.partial for entry in entries):
-        lines.append("* mean over fewer runs than planned (see runs).")
-    if any(entry.diverged for entry in entries):
-        lines.append(DIVERGED_NOTE)
+    lines += sign_notes(table.rows)
     if pooled:
         lines.append(
             "Rows over several cells: the mean of the cells' means, each with the same weight; the interval is about "
             "seeds, which their cells share, not about which cells there are."
         )
-    if any(entry.mark for entry in entries):
+    if any(entry.mark for line in table.rows for entry in line.entries):
         lines.append(BEST)
     if reference is not None:
         lines += _differences(reference, names)
@@ -56,6 +56,13 @@ def notes(table: Table, comparison: Comparison, reference: Reference | None, poo
             f"{FEW_RUNS} runs it is too narrow (of means, it covers 74 % at 3 runs, 85 % at 5, 90 % at 10)."
         )
     return lines
+
+
+def sign_notes(rows: Sequence[Line]) -> list[str]:
+    """What the signs behind entries mean, of those that are there."""
+    entries = [entry for line in rows for entry in line.entries]
+    partial = [PARTIAL_NOTE] if any(entry.partial for entry in entries) else []
+    return [*partial, *([DIVERGED_NOTE] if any(entry.diverged for entry in entries) else [])]
 
 
 _COLLAPSED = f"accuracy on the trained task below {COLLAPSE_SHARE:g} of the base's in k of n runs"

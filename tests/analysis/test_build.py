@@ -81,7 +81,7 @@ def test_the_best_and_what_cannot_be_told_from_it_are_marked(study):
     assert [entry.mark for entry in column(table, "in")] == [None, None, "best", None, None, None, "tied"]
     assert any(note.startswith("◆ best") for note in table.notes)
     plain = build(compare(study), Layout())
-    assert not any(entry.mark for line in plain.rows for entry in line.entries)
+    assert [entry.mark for entry in column(plain, "add")] == [None, None, "best", None, None, None, "tied"]
 
 
 def test_differences_are_paired_with_the_baseline_of_the_rows_own_sampling(study):
@@ -223,7 +223,18 @@ def test_what_happened_during_runs(sweep):
             sweep.run(f"a-{seed}"), {"reward/correct": correct, "grad_norm": [1.0] * 50 + [100.0] * 1 + [1.0] * 9}
         )
     table = build(compare(sweep), Layout(columns=["trouble"]))
-    assert column(table, "trouble")[1].text == "fell 2/3 at 33–43 by 100 %, 0 recovered; spikes 3/3 from 51, 3 settled"
+    assert column(table, "trouble")[1].text == (
+        "fell 2/3 (21–94 %) at 33–43 by 100 %, 0 recovered; spikes 3/3 (44–100 %) from 51, 3 settled"
+    )
+
+
+def test_what_happened_in_runs_that_have_not_logged_is_not_known(sweep):
+    write_run(sweep, plan_row("a", 0), "done", 0.8)
+    write_series(sweep.run("a-0"), {"reward/correct": [0.8] * 20})
+    sweep.extend_plan([plan_row("a", 1)])
+    table = build(compare(sweep), Layout(columns=["trouble"]))
+    entry = column(table, "trouble")[1]
+    assert (entry.text, entry.values["n"], entry.values["planned"]) == ("none*", 1, 2)
 
 
 def test_runs_on_other_prompts_are_rows_apart_and_compared_on_common_items_if_asked(sweep):
@@ -320,6 +331,18 @@ def test_evaluations_by_two_engines_are_two_results(tmp_path):
     ]
 
 
+def test_the_bases_of_two_evaluations_say_which_they_are_of(sweep):
+    for seed, evaluation in enumerate(("e1", "e2")):
+        write_run(sweep, {**plan_row("a", seed), "eval_id": evaluation}, "done", 0.8, science=f"s{seed}")
+        write_run(sweep, {**plan_row("b", seed, placement="reward"), "eval_id": evaluation}, "done", 0.8)
+    for name in ("a-1", "b-1"):
+        path = sweep.run(name).metrics
+        path.write_text(path.read_text().replace('"eval/add/pass@1": 0.4', '"eval/add/pass@1": 0.05'))
+    table = build(compare(sweep), Layout())
+    shown = [[entry.text for entry in line.entries if entry.text][:3] for line in table.rows[:2]]
+    assert shown == [["base tiny", "e1", "0.400"], ["base tiny", "e2", "s1"]]  # e1 is of two codes
+
+
 def test_rates_are_of_seeds_though_each_has_two_results(tmp_path):
     one, two = SweepFolder(tmp_path / "one"), SweepFolder(tmp_path / "two")
     for seed in range(3):
@@ -353,12 +376,17 @@ def test_where_chooses_runs_and_says_how_many_are_left_out(study):
         ("kl.coef!=0.1", [0.2, 0.4, None]),
         ("kl.coef=null", [None]),
         ("estimator=–", [None]),
+        ("estimator= k1 , null", [0.1, 0.2, 0.4, None]),
+        ("train.steps=1000000", [0.1, 0.2, 0.4, None]),
+        ("train.steps=1e6", [0.1, 0.2, 0.4, None]),
+        ("task.data=0012300", [0.1, 0.2, 0.4, None]),  # a digest, whose digits are no number
     ],
 )
 def test_conditions(sweep, condition, betas):
+    fields = {"train.steps": 1_000_000, "task.data": "0012300"}
     for beta in (0.1, 0.2, 0.4):
-        write_run(sweep, cell("reward", "on_policy", 0, beta), "done", 0.5)
-    write_run(sweep, cell("none", "on_policy", 0), "done", 0.5)
+        write_run(sweep, {**cell("reward", "on_policy", 0, beta), "fields": fields}, "done", 0.5)
+    write_run(sweep, {**cell("none", "on_policy", 0), "fields": fields}, "done", 0.5)
     assert [found.plan["kl_coef"] for found in compare(sweep, where=[condition]).cells] == betas
 
 
@@ -376,6 +404,12 @@ def test_conditions(sweep, condition, betas):
         (["--rows", "axis"], "'axis': no such key"),
         (["--detect", "0.1"], "--detect=0.1: goes with --baseline"),
         (["--mix", "seeds"], "mix=seeds: choose from evaluation, engine, science, plugins, prompts, origin, all"),
+        (["--detect", "nan", "--baseline", "base"], "--detect=nan: the size of a difference, a number above 0"),
+        (["--detect", "0", "--baseline", "base"], "--detect=0: the size of a difference, a number above 0"),
+        (["--columns", "in/mean"], "'in/mean': no figure of that name (choose from in, out, kl,"),
+        (["--json", "--baseline", "base"], "--json: prints cells as a list, without --baseline; --format json prints"),
+        (["--json", "--effects"], "--json: prints cells as a list, without --effects; --format json prints the table"),
+        (["--plots", __file__], f"--plots={__file__}: cannot be a folder (File exists)"),
         (["--effects", "--rows", "placement"], "--effects and --plots go with --metric, --baseline and --where"),
     ],
 )

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from klsweep.analysis.charts import forests
 from klsweep.analysis.choose import conditions
 from klsweep.analysis.compare import compare
 from klsweep.analysis.effect_table import effect_table
@@ -89,3 +90,26 @@ def test_results_of_other_code_do_not_take_part(study):
     table = effect_table(compare(study))
     assert "2 cells are left out" in " ".join(table.notes)
     assert "science-code" in table.warnings[0]
+
+
+def test_effects_over_incomplete_cells_are_starred_and_diverged_ones_signed(study):
+    whole = effect_table(compare(study), ["in", "reward"])
+    assert not any(sign in entry.text for line in whole.rows for entry in line.entries for sign in "*†")
+    study.extend_plan([plan_row("a", 2, estimator="k1", placement="reward", clip="none")])
+    write_run(study, plan_row("g", 0, estimator="k3", placement="loss", clip="none"), "diverged", None)
+    table = effect_table(compare(study), ["in", "reward"])
+    first, second = table.rows[0].entries[3:]
+    assert (first.text[-1], second.text[-2:]) == ("*", "*†")  # of the diverged run there is a reward, but no accuracy
+    assert (first.values["n"], first.values["planned"], second.values["n"]) == (10, 12, 11)
+    assert any(note.startswith("* mean over fewer runs") for note in table.notes)
+    assert all(forest.note.endswith("(* in the table of effects).") for forest in forests(table))
+
+
+def test_what_is_said_of_effects_is_of_all_figures(study):
+    """Figures that only some runs have: notes are not those of the first alone. A baseline that is no level is told."""
+    comparison = compare(study)
+    runs = [run for cell in comparison.cells for run in cell.runs]
+    table = effect_table(comparison, ["out", "in"], conditions(["placement=none", "estimator=k3"], runs))
+    assert any(note.startswith("What the baseline says of placement does not count here") for note in table.notes)
+    assert texts(table)[0][:3] == ["estimator", "k1", "k3"]
+    assert any(note.startswith("Seeds are blocks") for note in effect_table(comparison, ["entropy", "in"]).notes)

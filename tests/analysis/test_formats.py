@@ -152,6 +152,16 @@ def test_latex_by_hand():
     assert escaped("数") == r"\texttt{U+6570}"
 
 
+def test_latex_takes_no_label_for_an_argument():
+    """`[…]` and `*` after the end of a row or a rule are arguments of it."""
+    columns = [Column("task.ops", "[ops]", label=True), Column("in", "in")]
+    rows = [Line([label_entry(text, text), Entry("0.5")]) for text in ("[add]", "*", "add")]
+    lines = latex(Table([], columns, rows)).splitlines()
+    assert lines[lines.index(r"\toprule") + 1] == r"{}[ops] & in \\"
+    after = lines.index(r"\midrule")
+    assert lines[after + 1 : after + 4] == [r"{}[add] & 0.5 \\", r"{}* & 0.5 \\", r"add & 0.5 \\"]
+
+
 def longer(table: Table, rows: int) -> Table:
     return Table(table.coverage, table.columns, table.rows * rows, table.notes, table.warnings)
 
@@ -200,8 +210,17 @@ def test_the_command_prints_each_format(sweep, capsys):
 def test_cells_as_a_list_keep_their_keys(sweep, capsys):
     for seed in range(2):
         write_run(sweep, plan_row("a", seed), "done", 0.8)
+    sweep.extend_plan([plan_row("a", 2)])
+    write_run(sweep, plan_row("b", 0, placement="reward"), "done", 0.8, science="s2")
     assert main(["compare", str(sweep.path), "--json"]) == 0
-    (cell,) = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        f"{sweep.path}: 2 cells, 4 runs: 3 done, 1 pending",
+        "of 2 cells 1 have all their results; 1 have fewer than planned (k1 loss β=0.1 on_policy)",
+        "warning: finished runs have 2 different science-code hashes (s1, s2): rows may not be comparable; "
+        "kept apart (--mix science)",
+    ]
+    (cell, _) = json.loads(captured.out)
     keys = ["cell_id", "kl_coef", "n_seeds", "states", "collapsed", "suites", "in_distribution", "out_of_distribution"]
     assert {*keys, "kl", "reward", "base", "fields", "estimator", "placement"} <= cell.keys()
     assert cell["runs"][1] == {"sweep": "s", "run_id": "a-1", "seed": 1, "state": "done"}

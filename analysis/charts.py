@@ -17,9 +17,10 @@ JOINT = 0.975  # each of two, so that both intervals hold together with 95 % at 
 
 
 class Point(NamedTuple):
-    """A cell: two means over seeds with their intervals. `front`: no other cell's means are better on both."""
+    """A cell: two means over seeds with their intervals. `front`: no other cell of its group is better on both."""
 
     cell: int  # place among the comparison's cells
+    group: int  # cells of one group are comparable, see `provenance`
     planned: int
     x: Estimate
     y: Estimate
@@ -81,7 +82,8 @@ def scatters(comparison: Comparison) -> list[Scatter]:
         _scatter(
             comparison, "in-out", "In and out of distribution", ("in", "out"), True,
             "Mean pass@1 of each cell over its seeds. The bars hold jointly with 95 % (each 97.5 %, t over runs). "
-            "Front: cells whose means no other cell exceeds on both; by the means alone, not a test.",
+            "Front: cells whose means no other cell exceeds on both; by the means alone, not a test. Results that are "
+            "kept apart in the table have a front each.",
         ),
         _scatter(
             comparison, "reward-kl", "Reward and distance from the base", ("kl", "reward"), False,
@@ -98,8 +100,10 @@ def _scatter(
     x, y = (comparison.figure(figure) for figure in figures)
     places = [(i, cell, _joint(cell, x), _joint(cell, y)) for i, cell in enumerate(comparison.cells)]
     whole = [(i, cell, a, b) for i, cell, a, b in places if a is not None and b is not None]
-    best = _front([(a.mean, b.mean) for _, _, a, b in whole]) if front else set[int]()
-    points = [Point(i, cell.planned, a, b, n in best) for n, (i, cell, a, b) in enumerate(whole)]
+    made = [cell.provenance for _, cell, _, _ in whole]
+    groups = [made.index(own) for own in made]
+    best = _front([(a.mean, b.mean, groups[n]) for n, (*_, a, b) in enumerate(whole)]) if front else set[int]()
+    points = [Point(i, groups[n], cell.planned, a, b, n in best) for n, (i, cell, a, b) in enumerate(whole)]
     base = [
         (start[0], start[1])
         for one in comparison.bases
@@ -112,13 +116,13 @@ def _joint(cell: CellResult, of: Figure) -> Estimate | None:
     return t_interval(list(cell.by_seed(of).values()), JOINT)
 
 
-def _front(points: Sequence[tuple[float, float]]) -> set[int]:
-    """Points that no other is at least as high as on both coordinates and higher on one."""
+def _front(points: Sequence[tuple[float, float, int]]) -> set[int]:
+    """Points (x, y, group) that no other of the group is at least as high as on both coordinates and higher on one."""
     return {
         i
-        for i, (x, y) in enumerate(points)
-        if not any(a >= x and b >= y and (a > x or b > y) for a, b in points)
-    }  # fmt: skip
+        for i, (x, y, group) in enumerate(points)
+        if not any(g == group and a >= x and b >= y and (a > x or b > y) for a, b, g in points)
+    }
 
 
 def forests(effects: Table) -> list[Forest]:
@@ -146,18 +150,24 @@ def _forest(effects: Table, place: int) -> Forest:
 
 
 def stability_maps(comparison: Comparison) -> list[StabilityMap]:
-    """Estimator × placement against β: runs that diverged or collapsed, of those that ended; a map per sampling."""
-    samplings = list(dict.fromkeys(cell.plan["axes"].get("sampling") for cell in comparison.cells))
+    """Estimator × placement against β: runs that diverged or collapsed, of those that ended; a map per sampling.
+
+    Of results that are kept apart those of the usual kind.
+    """
+    alike = [(i, cell) for i, cell in enumerate(comparison.cells) if cell.provenance in (comparison.usual, {})]
+    apart = len(comparison.cells) - len(alike)
+    note = f" {apart} cells are left out, whose results are kept apart in the table." if apart else ""
+    samplings = list(dict.fromkeys(cell.plan["axes"].get("sampling") for _, cell in alike))
     found = []
     for sampling in samplings:
-        members = [(i, c) for i, c in enumerate(comparison.cells) if c.plan["axes"].get("sampling") == sampling]
+        members = [(i, cell) for i, cell in alike if cell.plan["axes"].get("sampling") == sampling]
         name = "stability" + (f"-{sampling}" if len(samplings) > 1 else "")
         title = "Stability" + (f", {sampling}" if len(samplings) > 1 else "")
-        found.append(_map(name, title, members))
+        found.append(_map(name, title, members, note))
     return [one for one in found if any(rate for row in one.rates for rate in row)]
 
 
-def _map(name: str, title: str, members: Sequence[tuple[int, CellResult]]) -> StabilityMap:
+def _map(name: str, title: str, members: Sequence[tuple[int, CellResult]], further: str) -> StabilityMap:
     def row_of(cell: CellResult) -> str:
         estimator, placement = (cell.plan["axes"].get(axis) for axis in ("estimator", "placement"))
         return f"{estimator} {placement}" if estimator else "no KL"
@@ -171,7 +181,7 @@ def _map(name: str, title: str, members: Sequence[tuple[int, CellResult]]) -> St
     ]
     note = (
         "Runs that diverged, or ended with less than "
-        f"{COLLAPSE_SHARE:g} of the base's accuracy on the trained task, of those that ended (k/n)."
+        f"{COLLAPSE_SHARE:g} of the base's accuracy on the trained task, of those that ended (k/n)." + further
     )
     rates = [[_rate([cell for _, cell in found]) for found in line] for line in here]
     places = [[[i for i, _ in found] for found in line] for line in here]

@@ -111,6 +111,12 @@ class Comparison:
         """A figure by name, see `figures.figure`."""
         return figure(name, self.suites, self._logged)
 
+    @cached_property
+    def usual(self) -> Provenance:
+        """What most cells' results were made with; empty without results, or if nothing is kept apart."""
+        found = Counter(tuple(cell.provenance.items()) for cell in self.cells if cell.provenance)
+        return dict(found.most_common(1)[0][0]) if found else {}
+
     @property
     def n_cells(self) -> int:
         """Planned cells; one whose results are kept apart is one all the same."""

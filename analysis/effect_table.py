@@ -1,6 +1,5 @@
 """The effects of a grid's axes as a table: a row per contrast, a column per figure."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
 
@@ -68,11 +67,10 @@ def _factors(comparison: Comparison) -> tuple[list[CellResult], list[dict[str, s
     axes = [axis for axis in axes if len({plan["axes"].get(axis) for plan in plans} - {None}) > 1]
     apart = [field for field in fields if field.split(".")[0] not in axes]
     own = [*axes, *([BETA] if len({plan["kl_coef"] for plan in plans} - {None}) > 1 else []), *apart]
-    common = Counter(repr(cell.provenance) for cell in comparison.cells if cell.provenance).most_common(1)
     cells, levels = [], []
     for cell in comparison.cells:
         labels = {key: cell_label(cell.plan, key) for key in own}
-        if None in labels.values() or not common or repr(cell.provenance) != common[0][0]:
+        if None in labels.values() or cell.provenance != comparison.usual:
             continue
         cells.append(cell)
         levels.append({key: _with_fields(text_of(value), key, fields, cell) for key, value in labels.items()})

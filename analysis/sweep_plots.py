@@ -138,9 +138,14 @@ def _scatter(scatter: Scatter, styles: Sequence[Style]) -> Any:
     if scatter.base:
         panel.plot(*zip(*scatter.base, strict=True), "D", color="black", markersize=6)
         further.append(Line2D([], [], color="black", marker="D", linestyle="", label="before training"))
-    front = sorted((p.x.mean, p.y.mean) for p in scatter.points if p.front)
-    if len(front) > 1:
+    fronts = [
+        front
+        for group in sorted({p.group for p in scatter.points})
+        if len(front := sorted((p.x.mean, p.y.mean) for p in scatter.points if p.front and p.group == group)) > 1
+    ]
+    for front in fronts:
         panel.plot(*zip(*front, strict=True), color="black", linestyle="--", linewidth=1)
+    if fronts:
         further.append(Line2D([], [], color="black", linestyle="--", label="front of the means"))
     panel.set(xlabel=scatter.x_title, ylabel=scatter.y_title)
     panel.set_xlim(_limits(panel.get_xlim(), [p.x.mean for p in scatter.points] + [x for x, _ in scatter.base]))

@@ -94,6 +94,28 @@ def test_a_map_counts_runs_that_did_not_hold(sweep):
     assert found.cells == [[[0], []], [[], [1]]]
 
 
+def test_results_that_the_table_keeps_apart_are_on_no_front_and_in_no_map_together(sweep):
+    """Evaluated otherwise, b is better on both, and what collapsed did by another measure."""
+    cells = {"a": ("e1", 0.5, 0.4), "b": ("e2", 0.9, 0.9), "c": ("e1", 0.6, 0.3), "d": ("e2", 0.1, 0.1)}
+    for name, (evaluation, add, out) in cells.items():
+        row = {**plan_row(name, 0, clip=name), "eval_id": evaluation}
+        write_run(sweep, row, "done", add, sort=out, max=out)
+    write_run(sweep, {**plan_row("e", 0, clip="e"), "eval_id": "e1"}, "diverged", None)
+    write_run(sweep, {**plan_row("f", 0, clip="f"), "eval_id": "e2"}, "running", None)
+    found, *_ = scatters(compare(sweep))
+    assert [p.group for p in found.points] == [0, 1, 0, 1]
+    assert [p.front for p in found.points] == [True, True, True, False]
+    (told,) = stability_maps(compare(sweep))
+    assert [rate and rate[:2] for rate in told.rates[0]] == [(1, 3)]
+    assert told.cells == [[[0, 2, 4, 5]]]
+    assert told.planned == [[4]]
+    assert "2 cells are left out, whose results are kept apart" in told.note
+    (mixed,) = stability_maps(compare(sweep, mix=["evaluation"]))
+    assert [rate and rate[:2] for rate in mixed.rates[0]] == [(2, 5)]
+    found, *_ = scatters(compare(sweep, mix=["all"]))
+    assert [p.cell for p in found.points if p.front] == [1]
+
+
 def test_contrasts_are_those_of_the_table_of_effects(sweep):
     for seed in range(4):
         write_run(sweep, plan_row("a", seed), "done", 0.5 + 0.01 * seed)

@@ -90,6 +90,9 @@ def test_results_of_other_code_do_not_take_part(study):
     table = effect_table(compare(study))
     assert "2 cells are left out" in " ".join(table.notes)
     assert "science-code" in table.warnings[0]
+    mixed = effect_table(compare(study, mix=["all"]))
+    assert "1 cells are left out" in " ".join(mixed.notes)
+    assert len(mixed.rows[0].runs) == 11
 
 
 def test_effects_over_incomplete_cells_are_starred_and_diverged_ones_signed(study):

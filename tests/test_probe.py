@@ -297,12 +297,13 @@ def test_inspect_prints_what_is_there(tmp_path, capsys):
     found = rows(folder, "probes")
     last = found[-1]
     assert "probes.jsonl: 12 rows" in text
+    assert text.endswith("siblings that have begun: 0; whether it left them can be told from 2 on\n")
     assert "update 4, training prompt 2\n" in text
     assert f"sample 3: {'right' if last['correct'] else 'wrong'}, reward {last['reward']:g}, advantage " in text
     assert main(["inspect", str(folder.path), "--update", "2", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == found[12:24]
+    assert json.loads(capsys.readouterr().out) == {"responses": found[12:24], "siblings": 0, "left": []}
     assert main(["inspect", str(folder.path), "--top-kl", "3", "--json"]) == 0
-    top = json.loads(capsys.readouterr().out)
+    top = json.loads(capsys.readouterr().out)["responses"]
     assert top == sorted(found[-12:], key=lambda row: abs(sum(log_ratios(row))), reverse=True)[:3]
     assert main(["inspect", str(folder.path), "--top-kl", "0"]) == 2
     assert "--top-kl=0: expected a whole number, at least 1" in capsys.readouterr().err

@@ -2,14 +2,18 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from klsweep.commands.parser import FAILED, OK, Commands
 from klsweep.errors import BadInput
 from klsweep.record.files import finite
 from klsweep.record.folder import RunFolder
 from klsweep.record.rollouts import Kind
+
+if TYPE_CHECKING:
+    from klsweep.analysis.departure import Left
 
 SHOWN = 12  # metrics that differ
 
@@ -23,7 +27,7 @@ def declare(commands: Commands) -> None:
     inspect.add_argument("--of", choices=get_args(Kind), help=text)
     inspect.add_argument("--update", type=int, metavar="N", help="those of an update (default for probes: the last)")
     inspect.add_argument("--top-kl", type=int, metavar="N", help="only the N responses of largest |Σℓ|, largest first")
-    inspect.add_argument("--json", action="store_true", help="print the rows as JSON")
+    inspect.add_argument("--json", action="store_true", help="print responses and departures as JSON")
     diff = commands.on_run("diff", _diff, "where two runs part: configuration, and the first update of each metric")
     diff.add_argument("other", type=Path, help="another run folder")
     diff.add_argument("--tolerance", type=float, default=0.0, metavar="X", help="relative (default 0: any difference)")
@@ -46,25 +50,35 @@ def _inspect(options: argparse.Namespace) -> int:
 
     folder = existing_run(options.run)
     kind, rows = chosen_rows(folder, options.of, options.update, options.top_kl)
+    siblings, left = _departure(folder)
     if options.json:
-        print(json.dumps(rows, indent=1))
+        found = [{key: finite(value) for key, value in one._asdict().items()} for one in left]
+        print(json.dumps({"responses": rows, "siblings": siblings, "left": found}, indent=1))
     else:
         print_responses(folder, kind, rows, console())
-        _print_departure(folder)
+        _print_departure(siblings, left)
     return OK
 
 
-def _print_departure(folder: RunFolder) -> None:
-    """Where the run began to leave the others of its cell."""
-    from klsweep.analysis.departure import FEWEST, left_siblings, metrics_of, siblings_of
+def _departure(folder: RunFolder) -> tuple[int, "list[Left]"]:
+    """How many others of its cell have begun, and where the run left them."""
+    from klsweep.analysis.departure import left_siblings, metrics_of, siblings_of
 
     siblings = siblings_of(folder)
-    if len(siblings) < FEWEST:
-        return
-    for left in left_siblings(metrics_of(folder), [metrics_of(sibling) for sibling in siblings]):
+    return len(siblings), left_siblings(metrics_of(folder), [metrics_of(sibling) for sibling in siblings])
+
+
+def _print_departure(siblings: int, left: "Sequence[Left]") -> None:
+    from klsweep.analysis.departure import FEWEST, WATCHED
+
+    if siblings < FEWEST:
+        print(f"siblings that have begun: {siblings}; whether it left them can be told from {FEWEST} on")
+    elif not left:
+        print(f"has not left its {siblings} siblings in {', '.join(WATCHED)}")
+    for one in left:
         print(
-            f"left its {len(siblings)} siblings at update {left.update}: {left.metric} {left.value:.4g}, "
-            f"theirs {left.low:.4g} to {left.high:.4g}"
+            f"left its {siblings} siblings at update {one.update}: {one.metric} {one.value:.4g}, "
+            f"theirs {one.low:.4g} to {one.high:.4g}"
         )
 
 

@@ -105,6 +105,33 @@ def test_a_figure_that_is_no_longer_finite_is_not_one_that_was_never_logged(tmp_
     ]
 
 
+def test_inspect_says_whether_a_run_left_its_siblings_or_that_it_cannot_be_told(tmp_path, capsys):
+    """Three runs of one cell, of which the first leaves the others' entropy of 1 at update 1."""
+    found = SweepFolder(tmp_path / "s")
+    response = {"prompt": "p", "response": "r", "extracted": "r", "error": None, "correct": True, "truncated": False}
+    for name, entropies in {"a": [1.0, 2.0, 3.0, 4.0], "b": [1.0] * 4, "c": [1.0] * 4}.items():
+        folder = run_folder(found, f"r1-{name}", {}, [{"update": u, "entropy": x} for u, x in enumerate(entropies)])
+        folder.rollouts.mkdir()
+        append_rows(folder.rollouts / "base.jsonl", [response])
+    paths = [str(found.run(f"r1-{name}").path) for name in "abc"]
+    found.extend_plan([{"run_id": f"r1-{name}", "cell_id": 1} for name in "ab"])
+
+    def last_line(path: str) -> str:
+        assert main(["inspect", path]) == 0
+        return capsys.readouterr().out.splitlines()[-1]
+
+    assert last_line(paths[0]) == "siblings that have begun: 1; whether it left them can be told from 2 on"
+    found.extend_plan([{"run_id": "r1-c", "cell_id": 1}])
+    assert last_line(paths[0]) == "left its 2 siblings at update 1: entropy 2, theirs 1 to 1"
+    assert last_line(paths[1]).startswith("has not left its 2 siblings in reward/mean, kl/full_sequence, entropy")
+    assert main(["inspect", paths[0], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "responses": [response],
+        "siblings": 2,
+        "left": [{"update": 1, "metric": "entropy", "value": 2.0, "low": 1.0, "high": 1.0}],
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

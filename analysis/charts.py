@@ -72,6 +72,7 @@ class StabilityMap:
     columns: list[str]
     rates: list[list[Rate | None]]
     cells: list[list[list[int]]]  # the cells of each place
+    counts: list[list[list[tuple[int, int, int]]]]  # of each of those: runs that did not hold, that ended, planned
     planned: list[list[int]]
     note: str
 
@@ -186,7 +187,13 @@ def _map(name: str, title: str, members: Sequence[tuple[int, CellResult]], furth
     rates = [[_rate([cell for _, cell in found]) for found in line] for line in here]
     places = [[[i for i, _ in found] for found in line] for line in here]
     planned = [[sum(cell.planned for _, cell in found) for found in line] for line in here]
-    return StabilityMap(name, title, rows, columns, rates, places, planned, note)
+    counts = [[[_counted(cell) for _, cell in found] for found in line] for line in here]
+    return StabilityMap(name, title, rows, columns, rates, places, counts, planned, note)
+
+
+def _counted(cell: CellResult) -> tuple[int, int, int]:
+    rate = _rate([cell])
+    return (rate.k, rate.n, cell.planned) if rate else (0, 0, cell.planned)
 
 
 def _rate(cells: Sequence[CellResult]) -> Rate | None:

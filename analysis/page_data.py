@@ -138,7 +138,7 @@ def _partial(band: Band) -> list[float | None] | None:
 
 def _scatter(one: Scatter) -> dict[str, Any]:
     points = [
-        {"cell": p.cell, "planned": p.planned, "front": p.front, "x": _estimate(p.x), "y": _estimate(p.y)}
+        {"cell": p.cell, "group": p.group, "planned": p.planned, "x": _estimate(p.x), "y": _estimate(p.y)}
         for p in one.points
     ]
     base = [_all(place) for place in one.base]
@@ -162,7 +162,7 @@ def _map(one: StabilityMap) -> dict[str, Any]:
         found: Sequence[Any] = (
             [None] * 4 if rate is None else [rate.k, rate.n, *map(_rounded, (rate.ci_low, rate.ci_high))]
         )
-        return {"rate": list(found), "cells": one.cells[i][j], "planned": one.planned[i][j]}
+        return {"rate": list(found), "cells": one.cells[i][j], "counts": one.counts[i][j]}
 
     grid = [[place(i, j) for j in range(len(one.columns))] for i in range(len(one.rows))]
     names = {"name": one.name, "title": one.title, "note": one.note}

@@ -64,6 +64,13 @@ function cross(plot, point, colour) {
   return make('g', { stroke: colour, 'stroke-width': 1.2, opacity: 0.55 }, ...bars);
 }
 
+// Of the points shown those that none of their group exceeds on both, as `charts.py` has it for all; a list per group.
+function fronts(points) {
+  const over = (a, b) => a.group === b.group && a.x[0] >= b.x[0] && a.y[0] >= b.y[0] && (a.x[0] > b.x[0] || a.y[0] > b.y[0]);
+  const best = points.filter((p) => !points.some((other) => over(other, p))).sort((a, b) => a.x[0] - b.x[0]);
+  return [...new Set(best.map((p) => p.group))].map((group) => best.filter((p) => p.group === group));
+}
+
 function scatterChart(width, scatter, cells, colours) {
   const points = scatter.points.filter((point) => cells.has(point.cell));
   const barred = points.length <= BARS_SHOWN;
@@ -73,8 +80,7 @@ function scatterChart(width, scatter, cells, colours) {
   };
   const plot = frame(width, 340, within('x'), within('y'), { x: scatter.x, y: scatter.y, label: scatter.title });
   const { svg, x, y, layer } = plot;
-  const front = points.filter((p) => p.front).sort((a, b) => a.x[0] - b.x[0]);
-  if (front.length > 1) layer.append(make('path', { class: 'front', d: path(x, y, front.map((p) => p.x[0]), front.map((p) => p.y[0])) }));
+  for (const front of scatter.front ? fronts(points) : []) if (front.length > 1) layer.append(make('path', { class: 'front', d: path(x, y, front.map((p) => p.x[0]), front.map((p) => p.y[0])) }));
   for (const base of scatter.base) {
     layer.append(make('rect', { class: 'base', x: x(base[0]) - 5, y: y(base[1]) - 5, width: 10, height: 10, transform: `rotate(45 ${x(base[0])} ${y(base[1])})`, ...onHint(`before training: ${number(base[0])}, ${number(base[1])}`) }));
   }
@@ -110,16 +116,26 @@ function forestChart(width, forest) {
   return svg;
 }
 
-function mapChart(map) {
-  const head = make('tr', {}, make('th', {}, ''), ...map.columns.map((beta) => make('th', {}, beta === '–' ? 'no β' : `β=${beta}`)));
-  const rows = map.rows.map((name, i) => make('tr', {}, make('th', { scope: 'row' }, name), ...map.grid[i].map((place) => {
-    const [k, n, low, high] = place.rate;
-    if (n === null) return make('td', { class: 'nothing' }, place.cells.length ? 'not ended' : '');
-    const text = `${k} of ${n} ended runs (${number(100 * low)} to ${number(100 * high)} %)${n < place.planned ? `, of ${place.planned} planned` : ''}`;
-    return make('td', { style: `--share:${k / n}`, class: 'place' },
-      make('button', { type: 'button', title: text, click: () => openCell(place.cells), ...onHint(text) }, `${k}/${n}${n < place.planned ? '*' : ''}`));
-  })));
-  return make('div', { class: 'scroll' }, make('table', { class: 'map' }, make('thead', {}, head), make('tbody', {}, ...rows)));
+// The cells of a place that are shown: how many runs did not hold. The interval is of all of them together.
+function mapPlace(place, cells) {
+  const kept = place.cells.map((_, i) => i).filter((i) => cells.has(place.cells[i]));
+  const [k, n, planned] = [0, 1, 2].map((at) => kept.reduce((sum, i) => sum + place.counts[i][at], 0));
+  if (!n) return make('td', { class: 'nothing' }, kept.length ? 'not ended' : '');
+  const limits = kept.length === place.cells.length ? ` (${number(100 * place.rate[2])} to ${number(100 * place.rate[3])} %)` : ' of the cells shown';
+  const text = `${k} of ${n} ended runs${limits}${n < planned ? `, of ${planned} planned` : ''}`;
+  return make('td', { style: `--share:${k / n}`, class: 'place' },
+    make('button', { type: 'button', title: text, click: () => openCell(kept.map((i) => place.cells[i])), ...onHint(text) }, `${k}/${n}${n < planned ? '*' : ''}`));
+}
+
+// Rows and columns with a cell that is shown; null without any.
+function mapChart(map, cells) {
+  const shown = (place) => place.cells.some((i) => cells.has(i));
+  const rows = map.rows.map((_, i) => i).filter((i) => map.grid[i].some(shown));
+  const columns = map.columns.map((_, j) => j).filter((j) => map.grid.some((line) => shown(line[j])));
+  if (!rows.length) return null;
+  const head = make('tr', {}, make('th', {}, ''), ...columns.map((j) => make('th', {}, map.columns[j] === '–' ? 'no β' : `β=${map.columns[j]}`)));
+  const body = rows.map((i) => make('tr', {}, make('th', { scope: 'row' }, map.rows[i]), ...columns.map((j) => mapPlace(map.grid[i][j], cells))));
+  return make('div', { class: 'scroll' }, make('table', { class: 'map' }, make('thead', {}, head), make('tbody', {}, ...body)));
 }
 
 function panel(title, note, drawing) {
@@ -141,8 +157,8 @@ function drawCharts() {
   place.replaceChildren(...[
     colourChoice(), legend(colours),
     grid('In and out of distribution, reward and KL', data.scatters.map((s) => panel(s.title, s.note + ' Hollow: fewer runs than planned. Diamond: before training.' + (s.points.length > BARS_SHOWN ? ` Bars are drawn for up to ${BARS_SHOWN} cells.` : ''), scatterChart(width, s, cells, colours)))),
-    grid('Effects of axes', data.forests.map((f) => panel(f.title, f.note, make('div', { class: 'tall' }, forestChart(width, f))))),
-    grid('Stability', data.maps.map((m) => panel(m.title, m.note, mapChart(m)))),
+    grid(`Effects of axes${cells.size < data.cells.length ? ', of all cells: filters do not change them' : ''}`, data.forests.map((f) => panel(f.title, f.note, make('div', { class: 'tall' }, forestChart(width, f))))),
+    grid('Stability', data.maps.map((m) => ({ m, drawing: mapChart(m, cells) })).filter(({ drawing }) => drawing).map(({ m, drawing }) => panel(m.title, m.note, drawing))),
     grid('Learning curves', curves(false)),
     grid('Staleness and what it costs', curves(true)),
     data.curves.length ? make('p', { class: 'note' }, about) : make('p', {}, 'No run has logged anything yet.'),

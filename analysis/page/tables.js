@@ -36,7 +36,7 @@ function compareCells(a, b, sign) {
   return sign * (numbers ? x.value - y.value : x.text.localeCompare(y.text, undefined, { numeric: true }));
 }
 
-// A filter for each label that differs between cells; cells, rows and figures follow it.
+// A filter for each label that differs between cells; rows, runs and figures follow it, findings and effects do not.
 function buildFilters() {
   const form = document.getElementById('filters');
   if (data.cells.length < 2) return;
@@ -67,7 +67,8 @@ function filterRows() {
     row.hidden = behind.length > 0 && !behind.some((run) => cells.has(data.runs[run].cell));
   }
   const shown = document.getElementById('shown');
-  if (shown) shown.textContent = `${cells.size} of ${data.cells.length} cells`;
+  const about = cells.size < data.cells.length ? '; findings and effects of axes are of all' : '';
+  if (shown) shown.textContent = `${cells.size} of ${data.cells.length} cells${about}`;
 }
 
 // In front of each row what it is called in words: at the width of a phone it stands for all labels.

@@ -92,6 +92,7 @@ def test_a_map_counts_runs_that_did_not_hold(sweep):
     assert rates == [[(2, 3), None], [None, (0, 1)]]
     assert found.planned == [[4, 0], [0, 1]]
     assert found.cells == [[[0], []], [[], [1]]]
+    assert found.counts == [[[(2, 3, 4)], []], [[], [(0, 1, 1)]]]
 
 
 def test_results_that_the_table_keeps_apart_are_on_no_front_and_in_no_map_together(sweep):

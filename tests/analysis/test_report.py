@@ -108,7 +108,7 @@ def test_a_filter_leaves_rows_points_and_runs(page, sweep):
         "(() => { const s = document.querySelector('select[name=placement]'); s.value = '=loss';"
         "s.dispatchEvent(new Event('change')); })()"
     )
-    assert shown(page, "#shown") == ["1 of 3 cells"]
+    assert shown(page, "#shown") == ["1 of 3 cells; findings and effects of axes are of all"]
     assert [text for text in shown(page, "#comparison tbody td:nth-child(3)") if text] == ["loss"]
     assert page.run(points) == 1
     assert len(shown(page, "#run-list tbody tr")) == 3
@@ -117,7 +117,38 @@ def test_a_filter_leaves_rows_points_and_runs(page, sweep):
         "s.dispatchEvent(new Event('change'));"
         "const i = document.getElementById('search'); i.value = 'reward'; i.dispatchEvent(new Event('input')); })()"
     )
-    assert shown(page, "#shown") == ["1 of 3 cells"]
+    assert shown(page, "#shown") == ["1 of 3 cells; findings and effects of axes are of all"]
+    assert page.trouble == []
+
+
+def test_figures_follow_the_filters_or_say_that_they_do_not(page, sweep):
+    """(in, out): one cell is over both others, which are the front without it; two cells share a place of the map."""
+    cells = {"over": (0.9, 0.9), "under-a": (0.1, 0.5), "under-b": (0.3, 0.4)}
+    for i, (name, (add, out)) in enumerate(cells.items()):
+        for seed in range(2):
+            row = {**plan_row(name, seed, clip=name), "kl_coef": 0.1 + 0.1 * (i > 1)}
+            write_run(sweep, row, "diverged" if (name, seed) == ("under-a", 1) else "done", add, sort=out, max=out)
+    opened(page, write(sweep))
+    front = "document.querySelectorAll('#charts path.front').length"
+    assert page.run(front) == 0  # of one cell
+    assert shown(page, ".map .place") == ["2/4", "0/2"]  # one collapsed: below half of the base's 0.4
+    assert "Effects of axes" in shown(page, "#charts h3")
+
+    def search(text: str) -> None:
+        page.run(
+            f"(() => {{ const i = document.getElementById('search'); i.value = {json.dumps(text)};"
+            "i.dispatchEvent(new Event('input')); })()"
+        )
+
+    search("under")
+    assert page.run(front) == 1
+    assert shown(page, ".map .place") == ["2/2", "0/2"]
+    search("under-a")
+    assert shown(page, ".map .place") == ["2/2"]
+    assert shown(page, ".map thead th") == ["", "β=0.1"]
+    assert "Effects of axes, of all cells: filters do not change them" in shown(page, "#charts h3")
+    search("no such cell")
+    assert shown(page, ".map .place") == []
     assert page.trouble == []
 
 

@@ -4,13 +4,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
-from klsweep.analysis.load import LAST_UPDATES, RunResult
+from klsweep.analysis.load import RunResult
 from klsweep.errors import BadInput
+from klsweep.record.folder import LAST_UPDATES
 
 ACCURACY = "pass@1"
-Role = Literal["in", "out"]
 
 # of an item, as SQL over the table of items; a run's figure is the mean over items
 ITEM_SCORES = {

@@ -16,10 +16,9 @@ from klsweep.analysis.collect import Collected, OnStep, Planned, collect
 from klsweep.analysis.query import connected
 from klsweep.analysis.store import RunKey
 from klsweep.record.files import Row
-from klsweep.record.folder import FINISHED, SweepFolder
+from klsweep.record.folder import FINISHED, LAST_UPDATES, SweepFolder
 
 DIVERGED_AT = re.compile(r"update (\d+): ")  # how the cause of a divergence begins
-LAST_UPDATES = 5  # training figures are means over a run's last updates: one update is noise
 
 
 class Series(NamedTuple):

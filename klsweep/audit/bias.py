@@ -15,6 +15,7 @@ from klsweep.audit.tabular import CHUNK, Batch, Tables, check_enumerable, every_
 from klsweep.audit.verdict import UNDEFINED, compare, verdict
 from klsweep.errors import BadInput
 from klsweep.objective.clip import NO_CLIP
+from klsweep.record.files import finite
 
 SURE = 3
 KEPT = 2**17  # sequences whose description is kept for all rows, rather than made anew for each
@@ -55,7 +56,7 @@ def bias_table(
             row["verdict"] = verdict(gradient, target, named, case.objective, case.off_policy, unclipped, equal)
         else:
             row |= _monte_carlo(found.relative_error, variance, samples, target.norm().item())
-        rows.append({key: _finite(value) for key, value in row.items()})
+        rows.append({key: finite(value) for key, value in row.items()})
         progress(len(rows))
     return rows
 
@@ -96,7 +97,3 @@ def _monte_carlo(error: float | None, variance: float, samples: int, size: float
     found = f"{found} {SURE} standard errors"
     found = found if variance else "undecided: no variance seen"
     return {"standard_error": noise, "verdict": f"{found} ({samples} samples)"}
-
-
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,7 +3,6 @@
 import argparse
 import csv
 import json
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from klsweep.commands.parser import OK, Commands, existing_sweep
 from klsweep.errors import BadInput
-from klsweep.record.files import write_text
+from klsweep.record.files import finite, write_text
 from klsweep.record.folder import SweepFolder
 from klsweep.terminal import print_grid, progress
 
@@ -226,7 +225,7 @@ def _query(options: argparse.Namespace) -> int:
         collected = collect(sweeps, cache_for(sweeps, options.cache), on_step)
     answer = ask(collected, options.sql)
     if options.json:
-        rows = [dict(zip(answer.columns, map(_plain, row), strict=True)) for row in answer.rows]
+        rows = [dict(zip(answer.columns, map(finite, row), strict=True)) for row in answer.rows]
         print(json.dumps(rows, indent=1, default=str))
     elif options.csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -244,11 +243,6 @@ def _print_answer(answer: "Answer") -> None:
     print_grid(answer.columns, rows)
     if len(answer.rows) > SHOWN_ROWS:
         print(f"{len(answer.rows) - SHOWN_ROWS} more rows (--csv or --json prints all)")
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON can hold it: what is not finite is null, as in records."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _shown(value: Any) -> str:

@@ -14,6 +14,7 @@ from klsweep.commands.bound_options import Common, FromRecord, FromSamples, load
 from klsweep.commands.parser import OK, existing_sweep
 from klsweep.commands.runs import existing_run
 from klsweep.errors import BadInput
+from klsweep.record.files import finite
 from klsweep.record.folder import RunFolder, SweepFolder
 from klsweep.terminal import console, print_grid, progress
 from klsweep.theory.bound import UNIT_REWARDS
@@ -152,14 +153,10 @@ def _spent_json(extra: Extra) -> dict[str, Any]:
         result["variance"] = {name: getattr(extra.components, name) for name in names}
     if extra.spent:
         rows = [best._asdict() for best in extra.spent]
-        result["spending"] = [{**row, "best_rollouts": _finite(row["best_rollouts"])} for row in rows]
+        result["spending"] = [{**row, "best_rollouts": finite(row["best_rollouts"])} for row in rows]
     if extra.split:
         result["preference_split"] = {**extra.split._asdict(), "total": extra.split.total}
     return result
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _samples_grid(found: Decomposition) -> Lines:

@@ -79,6 +79,11 @@ def create_folder(folder: Path, name: str, content: Any) -> bool:
     return True
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
+
+
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows in one write, a torn last line being marked as such.
 

@@ -24,6 +24,7 @@ from klsweep.record.files import (
 
 FINISHED = ("done", "diverged")
 ENDS = (*FINISHED, "preempted", "timeout", "cancelled", "failed")
+LAST_UPDATES = 5  # training figures of a run are means over so many: one update is noise
 STATES = ("pending", "running", *ENDS)
 VANISHED = "vanished: the process ended without a word"
 KEPT_FACTS = ("eval_id",)  # of a run, not of an attempt: what it began with

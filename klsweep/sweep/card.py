@@ -6,10 +6,8 @@ import yaml
 
 from klsweep.model.source import SHIPPED, is_folder
 from klsweep.record.files import Row, read_json, read_rows
-from klsweep.record.folder import RunFolder
+from klsweep.record.folder import LAST_UPDATES, RunFolder
 from klsweep.terminal import markdown_grid
-
-LAST_UPDATES = 5  # training figures are means over so many: one update is noise
 
 
 class Exported(NamedTuple):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from klsweep.errors import BadInput
-from klsweep.record.files import read_json
+from klsweep.record.files import read_json, size_of
 from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
 from klsweep.sweep.status import Observed, observe
 from klsweep.sweep.submissions import placed, queued
@@ -36,7 +36,7 @@ def rubbish(sweep: SweepFolder) -> list[Rubbish]:
     ]
     if not any(seen.is_active for seen in observed.values()):
         found += [(path, "left by a process that was killed") for path in sweep.artifacts.glob(".*")]
-    return [Rubbish(path, _size(path), reason) for path, reason in found]
+    return [Rubbish(path, size_of(path), reason) for path, reason in found]
 
 
 def remove(found: list[Rubbish]) -> None:
@@ -73,7 +73,3 @@ def _of_submissions(sweep: SweepFolder, observed: dict[str, Observed]) -> Iterat
             yield from ((path, "its job is over") for path in file.parent.glob(f"logs/{job['job']}_*.pkl"))
     codes = [path for path in sweep.code.glob("*") if path.name not in (*needed, "claims")]
     yield from ((path, "no job in the queue runs it") for path in codes)
-
-
-def _size(path: Path) -> int:
-    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size

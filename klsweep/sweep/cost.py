@@ -3,10 +3,9 @@
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from klsweep.record.files import Row, read_json, read_rows
+from klsweep.record.files import Row, read_json, read_rows, size_of
 from klsweep.record.folder import RunFolder, SweepFolder
 
 ALIKE = ("model", "task", "algorithm")  # runs with these in common are expected to take as long per update
@@ -40,7 +39,7 @@ def measured(sweep: SweepFolder, finished: Iterable[Row]) -> list[Measured]:
         times = [timing["seconds/total"] for timing in read_rows(folder.timing)]
         if times:
             overhead = max(0.0, _wall_seconds(folder) - sum(times))
-            found.append(Measured(row["axes"], sum(times) / len(times), overhead, _size(folder.path)))
+            found.append(Measured(row["axes"], sum(times) / len(times), overhead, size_of(folder.path)))
     return found
 
 
@@ -113,7 +112,3 @@ def estimate(
         longest_run=max(time.expected for _, time in known),
         slowest_update=max(time.expected / row["updates"] for row, time in known),
     )
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

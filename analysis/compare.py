@@ -15,7 +15,9 @@ from klsweep.analysis.stats import Estimate, t_interval
 from klsweep.cells import describe
 from klsweep.record.files import Row
 from klsweep.record.folder import SweepFolder
+from klsweep.terminal import listed
 
+NAMED = 6  # runs that a warning names; of more, how many
 COLLAPSE_SHARE = 0.5  # a run collapsed if its accuracy on the trained task is below this share of the base's
 
 
@@ -212,10 +214,8 @@ def _warnings(runs: Sequence[RunResult], repeated: int) -> list[str]:
         text = f"verifiers could not grade {sum(failing)} responses in {len(failing)} runs; those count as wrong"
         warnings.append(text)
     if untold := [run.key.run_id for run in runs if run.verifier_errors is None]:
-        text = (
-            f"how many responses could not be graded is not known of {', '.join(untold)}: its errors.jsonl is damaged"
-        )
-        warnings.append(text)
+        names = listed(untold, NAMED)
+        warnings.append(f"how many responses could not be graded is not known of {names}: its errors.jsonl is damaged")
     warnings += [f"{run.key.run_id} is as good as without result: {run.damage}" for run in runs if run.damage]
     if repeated:
         warnings.append(f"{repeated} runs are in several of these sweeps and count once")

@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import islice
 
 from klsweep.analysis.compare import CellResult, Comparison
+from klsweep.terminal import listed
 
 NAMED = 6  # cells that are named; of more, how many
 
@@ -33,5 +33,4 @@ def coverage_lines(comparison: Comparison) -> list[str]:
 
 
 def _named(cells: Sequence[CellResult]) -> str:
-    names = [cell.name for cell in islice(cells, NAMED)]
-    return ", ".join(names) + (f", and {len(cells) - NAMED} more" if len(cells) > NAMED else "")
+    return listed([cell.name for cell in cells], NAMED)

@@ -45,6 +45,12 @@ def progress(name: str, total: int | None = None) -> Iterator[Advance]:
         yield advance
 
 
+def listed(items: Sequence[str], most: int, separator: str = ", ") -> str:
+    """So many of them, and how many more there are: `a, b, and 3 more`."""
+    more = [f"and {len(items) - most} more"] if len(items) > most else []
+    return separator.join([*items[:most], *more])
+
+
 def print_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table; columns of figures are flush right, those of words left. No word or figure is ever cut."""
     out = console()

@@ -35,6 +35,8 @@ CELL = [
     "wandb.mode=disabled",
 ]
 GRID = ["sampling=on_policy,off_policy", "seed=0,1"]
+RUNS = 4  # of GRID
+HELD = "launcher.sbatch={begin: now+1hour}"
 PROFILE = """\
 partition: all
 time: 30

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -19,3 +20,11 @@ def arena(tmp_path_factory):
     found = Arena(tmp_path_factory.mktemp("arena"))
     yield found
     found.close()
+
+
+@pytest.fixture
+def here(arena, monkeypatch):
+    """The arena, with this process in its folder and its plugin within reach."""
+    monkeypatch.chdir(arena.root)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    return arena

@@ -12,19 +12,10 @@ import pytest
 from klsweep.cli import main
 from klsweep.record.files import read_json
 from klsweep.sweep.status import sweep_status
-from tests.slurm.arena import LOCAL_CLUSTER, MAX_ARRAY, Trial, rows_of, shell, wait_until
+from tests.slurm.arena import HELD, LOCAL_CLUSTER, MAX_ARRAY, Trial, rows_of, shell, wait_until
 from tests.slurm.torture import read_plan
 
 REPOSITORY = Path(__file__).parents[2]
-HELD = "launcher.sbatch={begin: now+1hour}"
-
-
-@pytest.fixture
-def here(arena, monkeypatch):
-    """The arena, with this process in its folder and its plugin within reach."""
-    monkeypatch.chdir(arena.root)
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    return arena
 
 
 def release(trial: Trial) -> None:

@@ -17,9 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from klsweep.record.files import read_json
-from tests.slurm.arena import GRID, MAX_ARRAY, Arena, Trial, shell, wait_until
+from tests.slurm.arena import GRID, MAX_ARRAY, RUNS, Arena, Trial, shell, wait_until
 
-RUNS = 4  # of GRID
 PARALLEL = 4  # tortures at a time that leave the nodes alone
 
 

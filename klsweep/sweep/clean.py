@@ -48,7 +48,8 @@ def remove(found: list[Rubbish]) -> None:
 def _of_run(folder: RunFolder, seen: Observed) -> Iterator[tuple[Path, str]]:
     if seen.is_active:
         return
-    yield from ((path, "left by a process that was killed") for path in folder.path.glob("**/.*") if _is_ours(path))
+    left = {path for path in folder.path.glob("**/.*") if _is_ours(path)}
+    yield from ((path, "left by a process that was killed") for path in sorted(left) if not left & {*path.parents})
     if seen.status["state"] in FINISHED:
         *earlier, _ = sorted(folder.checkpoints.glob("update-*")) or [folder.checkpoints]
         yield from ((path, "a checkpoint before the last") for path in earlier)

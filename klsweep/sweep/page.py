@@ -25,7 +25,7 @@ def status_page(status: dict[str, Any]) -> str:
     trouble = f"<p><b>SLURM does not answer:</b> {_e(status['slurm'])}</p>" if status["slurm"] else ""
     failures = "".join(
         f"<h2>{failure['count']} {_e(failure['state'])}: {_e(failure['cause'] or '')}</h2>"
-        f"<pre>{_e(chr(10).join(failure['last_lines']))}</pre>"
+        + (f"<pre>{_e(chr(10).join(failure['last_lines']))}</pre>" if failure["last_lines"] else "")
         for failure in status["failures"]
     )
     names = describe(status["runs"]) if status["runs"] else {}

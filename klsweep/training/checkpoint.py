@@ -190,10 +190,13 @@ def _write(attempt: Attempt, target: Path, fill: Callable[[Path], Digests], cont
 
 
 def _replace(temporary: Path, target: Path) -> None:
-    """Rename a folder to its name once everything in it has reached the disk."""
+    """Rename a folder to its name, readable for all as the rest of the record is, once it has reached the disk."""
     os.chmod(temporary, 0o755)
-    for path in (*temporary.iterdir(), temporary):
+    for path in temporary.iterdir():
+        if path.is_file():
+            os.chmod(path, 0o644)  # safetensors makes files for their owner alone
         flush(path)
+    flush(temporary)
     if target.exists():
         _remove(target)
     os.rename(temporary, target)

@@ -55,7 +55,11 @@ class Arena:
         self.cluster("--max-array", str(MAX_ARRAY), "start")
         os.environ["SLURM_CONF"] = str(root / "slurm/slurm.conf")
         self.environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-        self.klsweep("sweep", *CELL, *GRID, "launcher.threads=1", "sweep_dir=reference")
+        try:
+            self.klsweep("sweep", *CELL, *GRID, "launcher.threads=1", "sweep_dir=reference")
+        except BaseException:
+            self.close()
+            raise
         self.reference = SweepFolder(root / "reference")
 
     def cluster(self, *arguments: str) -> None:
@@ -80,8 +84,11 @@ class Arena:
         )
 
     def klsweep(self, *arguments: str, code: int = 0) -> str:
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=240)
+        with self.start(*arguments) as process:
+            try:
+                out, err = process.communicate(timeout=600)
+            finally:
+                process.kill()
         assert process.returncode == code, (arguments, process.returncode, out, err)
         return out + err
 

@@ -82,6 +82,7 @@ def time_limit(arena: Arena, name: str) -> str:
     # SLURM may send it a minute early, and one that finds Python still starting, on a busy machine, would only kill it
     trial.submit("launcher.time=2", "launcher.signal_delay_s=45")
     wait_until(lambda: trial.run.attempts.latest() and trial.run.attempts.end_of(1), "the warning")
+    shell("scontrol", "update", f"JobId={trial.job()}", "TimeLimit=30")  # or a busy machine meets it again and again
     trial.pace(0.0)
     trial.finish()
     first = trial.run.attempts.end_of(1)

@@ -158,6 +158,7 @@ def test_a_shared_artefact_is_built_once_and_taken_over_from_the_dead(tmp_path):
         thread.join()
     assert (len(built), len(results)) == (1, 4)
     assert (tmp_path / "a" / "x").read_text() == "content"
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o755
     claim = tmp_path / "claims/b/1"
     claim.mkdir(parents=True)
     (claim / "claim.json").write_text(json.dumps({"owner": ended_process()._asdict()}))

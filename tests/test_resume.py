@@ -219,3 +219,4 @@ def test_milestones_stay_in_hugging_face_format(tmp_path):
     network = AutoModelForCausalLM.from_pretrained(run.path / "models/update-000008")
     assert all((final[name] == parameter).all() for name, parameter in network.named_parameters())
     assert AutoTokenizer.from_pretrained(run.path / "models/update-000003").pad_token is not None
+    assert {file.stat().st_mode & 0o777 for file in run.path.rglob("*.safetensors")} == {0o644}  # for a group to read

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from klsweep.record.files import Row, create_folder, create_json, read_json, write_json
+from klsweep.record.files import Row, create_folder, create_json, make_readable, read_json, write_json
 
 BEAT_SECONDS = 5.0
 PATIENCE_SECONDS = 60.0  # without a heartbeat of the holder, by the clock of the one who waits
@@ -206,6 +206,7 @@ def shared_artifact(
         with beating(turns.heartbeat(number)):
             if not folder.is_dir():  # it may have been finished between the look and the claim
                 build(temporary)
+                make_readable(temporary)
                 os.rename(temporary, folder)
     except OSError:
         if not folder.is_dir():

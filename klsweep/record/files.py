@@ -84,6 +84,12 @@ def size_of(path: Path) -> int:
     return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
 
 
+def make_readable(folder: Path) -> None:
+    """Let a group read a finished folder: temporary folders, and safetensors' files, are made for their owner alone."""
+    for path in (folder, *folder.rglob("*")):
+        os.chmod(path, 0o755 if path.is_dir() else 0o644)
+
+
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows in one write, a torn last line being marked as such.
 

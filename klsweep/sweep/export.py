@@ -10,7 +10,7 @@ import yaml
 
 from klsweep.config.build import Builder
 from klsweep.errors import BadInput
-from klsweep.record.files import Row, write_json, write_text
+from klsweep.record.files import Row, make_readable, write_json, write_text
 from klsweep.record.folder import RunFolder
 from klsweep.sweep.card import Exported, model_card
 from klsweep.sweep.evaluations import RECORD, available
@@ -37,7 +37,7 @@ def export(run: RunFolder, update: int | None, target: Path, overwrite: bool) ->
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         verdict = _write(run, rows[0], chosen, temporary)
-        os.chmod(temporary, 0o755)
+        make_readable(temporary)
         if target.exists():
             shutil.rmtree(target)
         os.rename(temporary, target)

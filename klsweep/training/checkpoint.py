@@ -22,7 +22,7 @@ from torch import Tensor
 
 from klsweep.model.policy import Policy
 from klsweep.model.tokens import Tokens
-from klsweep.record.files import read_json, write_json
+from klsweep.record.files import make_readable, read_json, write_json
 from klsweep.record.folder import Attempt, RunFolder
 from klsweep.rollout.engine import Generation, Rollout
 from klsweep.tasks.base import Grade
@@ -190,13 +190,10 @@ def _write(attempt: Attempt, target: Path, fill: Callable[[Path], Digests], cont
 
 
 def _replace(temporary: Path, target: Path) -> None:
-    """Rename a folder to its name, readable for all as the rest of the record is, once it has reached the disk."""
-    os.chmod(temporary, 0o755)
-    for path in temporary.iterdir():
-        if path.is_file():
-            os.chmod(path, 0o644)  # safetensors makes files for their owner alone
+    """Rename a folder to its name once everything in it has reached the disk."""
+    make_readable(temporary)
+    for path in (*temporary.iterdir(), temporary):
         flush(path)
-    flush(temporary)
     if target.exists():
         _remove(target)
     os.rename(temporary, target)

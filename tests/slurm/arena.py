@@ -19,6 +19,7 @@ from klsweep.sweep.submissions import submitted
 LOCAL_CLUSTER = Path(__file__).parents[2] / "slurm/local-cluster"
 MAX_ARRAY = 3
 UPDATES = 40
+PATIENCE_SECONDS = 600.0  # what takes a few seconds may take minutes on a machine that does a lot else
 CELL = [
     "reward=paced",
     "plugins=[paced]",
@@ -86,7 +87,7 @@ class Arena:
     def klsweep(self, *arguments: str, code: int = 0) -> str:
         with self.start(*arguments) as process:
             try:
-                out, err = process.communicate(timeout=600)
+                out, err = process.communicate(timeout=PATIENCE_SECONDS)
             finally:
                 process.kill()
         assert process.returncode == code, (arguments, process.returncode, out, err)
@@ -145,7 +146,7 @@ class Trial:
     def status(self) -> dict[str, Any]:
         return sweep_status(self.sweep)
 
-    def settle(self, seconds: float = 180.0) -> dict[str, Any]:
+    def settle(self, seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         """Wait until nothing works on the sweep any more or waits in the queue; its status."""
 
         def idle() -> dict[str, Any] | None:
@@ -155,7 +156,7 @@ class Trial:
 
         return wait_until(idle, f"{self.name}: quiet", seconds)
 
-    def finish(self, seconds: float = 240.0) -> None:
+    def finish(self, seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until every run is finished, lifting the hold of requeued jobs."""
 
         def finished() -> bool:
@@ -203,7 +204,7 @@ def shell(*command: str) -> str:
 
 
 def wait_until(
-    ask: Callable[[], Any], what: str, seconds: float = 180.0, explain: Callable[[], str] = lambda: ""
+    ask: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS, explain: Callable[[], str] = lambda: ""
 ) -> Any:
     deadline = time.monotonic() + seconds
     while not (answer := ask()):

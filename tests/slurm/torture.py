@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from klsweep.record.files import read_json
-from tests.slurm.arena import GRID, MAX_ARRAY, RUNS, Arena, Trial, shell, wait_until
+from tests.slurm.arena import GRID, MAX_ARRAY, PATIENCE_SECONDS, RUNS, Arena, Trial, shell, wait_until
 
 PARALLEL = 4  # tortures at a time that leave the nodes alone
 
@@ -225,7 +225,7 @@ def interrupted_launcher(arena: Arena, name: str) -> str:
     else:
         wait_until(lambda: list(trial.sweep.submissions.path.glob("*/chunk-*.json")), "an array on record")
     launcher.send_signal(signal.SIGINT)
-    launcher.communicate(timeout=60)
+    launcher.communicate(timeout=PATIENCE_SECONDS)
     there = _submitted_tasks(trial)
     trial.submit()
     trial.finish()
@@ -238,7 +238,7 @@ def two_launchers(arena: Arena, name: str) -> str:
     """The same command twice at once."""
     trial = Trial(arena, name, *GRID, pace=0.0)
     launchers = [arena.start("sweep", *trial.overrides) for _ in range(2)]
-    outputs = [launcher.communicate(timeout=120) for launcher in launchers]
+    outputs = [launcher.communicate(timeout=PATIENCE_SECONDS) for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
     trial.finish()
     assert _submitted_tasks(trial) == RUNS

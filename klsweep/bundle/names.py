@@ -50,6 +50,7 @@ HOME = re.compile(r"/(?:home|Users)/([^\s/'\",;:()\[\]{}<>|=*?&]+)")
 MAIL = re.compile(r"[\w.+-]+@(?:[\w-]+\.)+(?:[a-z]{2}|com|org|net|edu|gov|info|dev|cloud)\b(?![(.\w])")
 REMOTE = re.compile(r"[:/]([^/:@]+)/[^/]+$")  # whose repository a URL is of
 JOB = re.compile(r"\bjob (\d+(?:_\d+)?)\b")
+LETTER = re.compile(r"[^\W\d_]")
 WORD = re.compile(r"[a-z0-9]+")
 HOMES = ("/home", "/Users")
 PLAN = "plan.jsonl"
@@ -86,14 +87,15 @@ class Names:
 
     def is_ordinary(self, name: str) -> bool:
         """True for a word that klsweep uses, and for a number."""
-        return not re.search(r"[^\W\d_]", name) or name.lower() in self._words
+        return not LETTER.search(name) or name.lower() in self._words
 
     def _look_for(self, name: str, pseudonym: str) -> None:
         if self.is_ordinary(name):
-            self.ordinary.add(name)
+            self.ordinary |= {name} if LETTER.search(name) else set()
             return
-        for variant in (name, json.dumps(name)[1:-1], quote(name), html.escape(name)):
-            self._variants[variant.lower()] = pseudonym
+        for spelt in (name, name.lower(), name.upper(), name.title()):  # an escaped Ñ is not an escaped ñ
+            for variant in (spelt, json.dumps(spelt)[1:-1], quote(spelt), html.escape(spelt)):
+                self._variants[variant.lower()] = pseudonym
         self._variants = dict(sorted(self._variants.items(), key=lambda item: -len(item[0])))
 
     def hidden(self, text: str) -> str:

@@ -2,10 +2,11 @@
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from klsweep.commands.analysis import add_choice, choice_of
 from klsweep.commands.parser import FAILED, OK, Commands
 from klsweep.commands.sweeps import existing_sweep
 from klsweep.errors import BadInput
-from klsweep.terminal import Advance, print_grid, progress
+from klsweep.terminal import print_grid, progress
 
 if TYPE_CHECKING:
     from klsweep.analysis.outputs import Choice
@@ -78,8 +79,8 @@ def _bundle(options: argparse.Namespace) -> int:
 def _check_place(out: Path, form: str, force: bool) -> None:
     from klsweep.bundle.manifest import MANIFEST
 
-    if not out.absolute().parent.is_dir():
-        raise BadInput(f"{out}: there is no folder {out.parent}")
+    if not (folder := out.absolute().parent).is_dir() or not os.access(folder, os.W_OK):
+        raise BadInput(f"{out}: {out.parent} is no folder that can be written to")
     if out.exists() and not force:
         raise BadInput(f"{out}: is there already (--force replaces a bundle)")
     if out.exists() and not (out / MANIFEST if not form else out).is_file():
@@ -96,6 +97,7 @@ def _made(root: Path, sweeps: "Mapping[str, SweepFolder]", choice: "Choice", nam
         notes = pack(sweeps, root, names, on_step)
     folders = [f"{RECORDS}/{name}" for name in sweeps]
     if names is not None:
+        _check_clean(root, _files(root), names)
         folders, notes = list(map(names.hidden, folders)), list(map(names.hidden, notes))
         choice = _choice(json.loads(names.hidden(json.dumps(asdict(choice)))))
     with progress("drawing") as on_step:
@@ -105,8 +107,7 @@ def _made(root: Path, sweeps: "Mapping[str, SweepFolder]", choice: "Choice", nam
     manifest = listed(root, _files(root), outputs=outputs, **facts)
     (root / MANIFEST).write_text(manifest.text(), "utf-8")
     if names is not None:
-        with progress("looking for names that are left") as on_step:
-            _check_clean(root, names, on_step)
+        _check_clean(root, [MANIFEST, *outputs], names)
     return manifest
 
 
@@ -126,12 +127,12 @@ def _files(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
 
 
-def _check_clean(root: Path, names: "Names", on_step: Advance) -> None:
-    files = _files(root)
-    for done, file in enumerate(files, 1):
-        if found := names.left_in(file, (root / file).read_bytes()):
-            raise BadInput(f"--anonymous: {file} would still say {found}; nothing was written")
-        on_step(done, len(files))
+def _check_clean(root: Path, files: Sequence[str], names: "Names") -> None:
+    with progress("looking for names that are left") as on_step:
+        for done, file in enumerate(files, 1):
+            if found := names.left_in(file, (root / file).read_bytes()):
+                raise BadInput(f"--anonymous: {file} would still say {found}; nothing was written")
+            on_step(done, len(files))
 
 
 def _print_bundle(options: argparse.Namespace, manifest: "Manifest", names: "Names | None") -> None:
@@ -146,7 +147,7 @@ def _print_bundle(options: argparse.Namespace, manifest: "Manifest", names: "Nam
     for note in manifest.notes:
         print(f"note: {note}")
     if ordinary:
-        print(f"note: also words or numbers, so replaced in fields and paths alone: {', '.join(ordinary)}")
+        print(f"note: words of klsweep's own, too, so replaced in fields and paths alone: {', '.join(ordinary)}")
 
 
 def _rebuild(options: argparse.Namespace) -> int:
@@ -157,8 +158,8 @@ def _rebuild(options: argparse.Namespace) -> int:
     bundle, into = options.bundle, options.into
     if not bundle.exists():
         raise BadInput(f"{bundle}: no bundle there (`klsweep bundle` makes one)")
-    if into is not None and (into.exists() or not into.absolute().parent.is_dir()):
-        raise BadInput(f"--into={into}: expected a new folder in one that is there")
+    if into is not None and (into.exists() or not os.access(into.absolute().parent, os.W_OK)):
+        raise BadInput(f"--into={into}: expected a new folder, in one that can be written to")
     with ExitStack() as stack:
         with progress("checking") as on_step:
             root, manifest = stack.enter_context(unpacked(bundle, into, on_step))

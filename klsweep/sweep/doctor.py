@@ -19,7 +19,7 @@ from klsweep.record.claims import Turns
 from klsweep.record.files import read_json, write_json
 from klsweep.sweep import cluster
 from klsweep.sweep.launch_slurm import sbatch
-from klsweep.sweep.plan import Plan
+from klsweep.sweep.plan import Plan, check_writable
 from klsweep.sweep.resources import Slurm
 from klsweep.sweep.run import launchers_of
 from klsweep.sweep.snapshot import snapshot
@@ -129,6 +129,7 @@ def examine(plan: Plan) -> list[Check]:
     launchers = launchers_of({run.run_id: run.spec for run in plan.runs})
     if not isinstance(launchers, dict):
         raise BadInput("doctor looks at a cluster: give launcher=slurm launcher.profile=NAME")
+    check_writable(str(plan.folder.path))
     launcher = dataclasses.replace(next(iter(launchers.values())), nodes=1)
     folder = plan.folder.path.resolve() / "doctor" / time.strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)

@@ -218,8 +218,15 @@ def _sweep_folder(cells: list[Cell]) -> SweepFolder:
     folders = sorted({cell.config["sweep_dir"] for cell in cells})
     if len(folders) > 1:
         raise BadInput(f"sweep_dir={','.join(folders)}: a sweep has one folder, sweep_dir cannot be an axis")
-    path = Path(folders[0])
-    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    if not folders[0] or not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise BadInput(f"sweep_dir={folders[0]!r}: no folder that can be written to")
-    return SweepFolder(path)
+    sweep = SweepFolder(Path(folders[0]))
+    if not folders[0] or not sweep.plan_file.exists():  # one that is there can be looked at, if nothing else
+        check_writable(folders[0])
+    return sweep
+
+
+def check_writable(sweep_dir: str) -> None:
+    """BadInput for a sweep folder that is not there and cannot be made, or cannot be written to."""
+    path = Path(sweep_dir).absolute()
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not sweep_dir or not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise BadInput(f"sweep_dir={sweep_dir!r}: no folder that can be written to")

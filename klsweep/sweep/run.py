@@ -17,7 +17,7 @@ from klsweep.sweep import cluster
 from klsweep.sweep.cost import Cost, Measured, calibration, estimate, measured
 from klsweep.sweep.launch_local import launch
 from klsweep.sweep.launch_slurm import Submission, submit
-from klsweep.sweep.plan import Plan, write_config, write_plan
+from klsweep.sweep.plan import Plan, check_writable, write_config, write_plan
 from klsweep.sweep.planned import PlannedRun
 from klsweep.sweep.progress import SweepProgress
 from klsweep.sweep.ranks import check, processes
@@ -35,8 +35,9 @@ def run_plan(plan: Plan) -> int | Submission:
     """Write the sweep folder and carry out what is left to do: the runs that did not end well, or what was submitted.
 
     BadInput, before anything is submitted, if SLURM does not answer, an input is not cached, or the budget is exceeded;
-    and before anything is written, if responses are longer than their model.
+    and before anything is written, if that cannot be, or responses are longer than their model.
     """
+    check_writable(str(plan.folder.path))
     if not plan.to_run:
         write_plan(plan)
         return 0
@@ -183,6 +184,7 @@ def check_budget(plan: Plan, launchers: Mapping[str, Slurm]) -> None:
 
 def calibrate(plan: Plan) -> None:
     """Train the first run of each kind in the plan for a few updates here, and write down what an update takes."""
+    check_writable(str(plan.folder.path))
     sweep = SweepFolder(plan.folder.path / "calibration")
     found: list[Measured] = []
     seen: list[tuple[Any, ...]] = []

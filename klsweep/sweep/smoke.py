@@ -11,7 +11,7 @@ from klsweep.errors import BadInput
 from klsweep.record.files import Row, read_json
 from klsweep.record.folder import RunFolder, SweepFolder
 from klsweep.sweep.cost import Measured
-from klsweep.sweep.plan import Plan, write_config
+from klsweep.sweep.plan import Plan, check_writable, write_config
 from klsweep.sweep.planned import PlannedRun
 from klsweep.sweep.resources import Local
 from klsweep.sweep.run import extrapolated, follow, launchers_of, run_here, submit_runs, write_calibration
@@ -113,6 +113,7 @@ def smoke(plan: Plan) -> list[Trial]:
 
     Responses ignore the stop tokens, so that they have the full length. Everything is in `<sweep>/smoke`.
     """
+    check_writable(str(plan.folder.path))
     found, sweep = groups(plan), SweepFolder(plan.folder.path / "smoke")
     launchers = launchers_of({group.heaviest.run_id: group.heaviest.spec for group in found})
     stamp = time.strftime("%Y%m%dT%H%M%S")

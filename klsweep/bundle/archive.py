@@ -35,7 +35,7 @@ class Member(NamedTuple):
     """A plain file of a bundle."""
 
     name: str
-    bytes: int
+    size: int
     open: Callable[[], IO[bytes]]
 
 
@@ -107,10 +107,10 @@ def _checked(bundle: Path, into: Path | None, on_step: OnStep) -> Manifest:
 
 def _check(bundle: Path, members: Iterator[Member], into: Path | None, on_step: OnStep) -> Manifest:
     first = next(members, None)
-    if first is None or first.name != MANIFEST or first.bytes > LARGEST_MANIFEST:
+    if first is None or first.name != MANIFEST or first.size > LARGEST_MANIFEST:
         raise BadInput(f"{bundle}: no bundle (one begins with {MANIFEST}; `klsweep bundle` makes one)")
     with first.open() as stream:
-        text = stream.read(first.bytes)
+        text = stream.read(first.size)
     manifest = parsed(text, bundle)
     seen = dict[str, Entry]()
     for member in members:
@@ -118,9 +118,9 @@ def _check(bundle: Path, members: Iterator[Member], into: Path | None, on_step: 
         if member.name in seen:
             raise BadInput(f"{bundle}: {member.name} is there twice")
         wanted = manifest.files.get(member.name)
-        fits = wanted is not None and wanted.bytes == member.bytes
+        fits = wanted is not None and wanted.bytes == member.size
         digest = _copy(member, into / member.name if into is not None else None) if fits else ""
-        seen[member.name] = Entry(digest, member.bytes)
+        seen[member.name] = Entry(digest, member.size)
         on_step(len(seen), len(manifest.files))
     if problems := list(lacking(manifest, seen)):
         name, what = problems[0]
@@ -133,7 +133,7 @@ def _check(bundle: Path, members: Iterator[Member], into: Path | None, on_step: 
 
 def _copy(member: Member, file: Path | None) -> str:
     """SHA-256 of a member, which is written to `file` on the way, if there is one."""
-    digest, left = hashlib.sha256(), member.bytes
+    digest, left = hashlib.sha256(), member.size
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
     with member.open() as stream, open(file if file is not None else os.devnull, "wb") as target:

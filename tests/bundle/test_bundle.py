@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from klsweep.bundle.archive import unpacked
 from klsweep.bundle.contents import pack
 from klsweep.bundle.manifest import MANIFEST
 from klsweep.bundle.names import Names
@@ -29,12 +30,14 @@ CHOICE = ("--baseline", "placement=none", "--columns", "runs,suites,out,trouble"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A folder with the study and its bundle in two forms: `plain.tar.gz`, and the folder `anonymous`."""
+    """A folder with the study and its bundles: `plain.tar.gz`, `anonymous.zip`, and the files of that in `anonymous`."""
     folder = tmp_path_factory.mktemp("made")
     sweep = study(folder / "study")
     assert main(["bundle", str(sweep.path), str(folder / "plain.tar.gz"), *CHOICE]) == 0
     anonymous = ["--anonymous", "--strip", "Ñandú"]
-    assert main(["bundle", str(sweep.path), str(folder / "anonymous"), *CHOICE, *anonymous]) == 0
+    assert main(["bundle", str(sweep.path), str(folder / "anonymous.zip"), *CHOICE, *anonymous]) == 0
+    with unpacked(folder / "anonymous.zip", folder / "anonymous", lambda done, of: None) as (root, manifest):
+        assert (root, manifest.anonymous) == (folder / "anonymous", True)
     return folder
 
 

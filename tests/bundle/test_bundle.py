@@ -30,7 +30,7 @@ CHOICE = ("--baseline", "placement=none", "--columns", "runs,suites,out,trouble"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A folder with the study and its bundles: `plain.tar.gz`, `anonymous.zip`, and the files of that in `anonymous`."""
+    """A folder with the study, its bundles `plain.tar.gz` and `anonymous.zip`, and the files of that in `anonymous`."""
     folder = tmp_path_factory.mktemp("made")
     sweep = study(folder / "study")
     assert main(["bundle", str(sweep.path), str(folder / "plain.tar.gz"), *CHOICE]) == 0

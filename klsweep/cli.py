@@ -13,7 +13,7 @@ from klsweep.sweep.cluster import NoAnswer
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; the exit code: 0 finished, 1 something failed, 2 bad input."""
-    options = _parse(arguments)
+    options = parse(arguments)
     try:
         return options.command(options)
     except BadInput as error:
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Options and overrides in any order: argparse alone stops collecting overrides at the first option."""
     commands = Commands()
     for part in (composing, sweeps, runs, mirrors, weights, analysis, bounds, bundles):

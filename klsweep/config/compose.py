@@ -140,6 +140,8 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         try:
             parsed.append(parser.parse_override(text))
         except HydraException as error:
+            if text.endswith(","):
+                raise BadInput(f"override {text!r}: no value after the last comma (a list has no spaces)") from error
             reason = str(error).splitlines()[0]
             raise BadInput(f"override {text!r}: {reason} (expected key=value)") from error
     return parsed

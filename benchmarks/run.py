@@ -10,11 +10,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import agreement, cluster, commands, engines, gap, logprobs, overlap, records, safety, updates
+from benchmarks import agreement, cluster, commands, engines, gap, install, logprobs, overlap, records, safety, updates
 from benchmarks.frame import Part, Unavailable, replace_section, section
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 PARTS: dict[str, Part] = {
+    "install": install.rows,
     "commands": commands.rows,
     "records": records.rows,
     "updates": updates.small,

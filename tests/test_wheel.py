@@ -1,7 +1,6 @@
 """What pip installs: one import name with its data, which runs from any folder, also one with a conf/ of its own."""
 
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.install import build_wheel
 from klsweep.record.folder import SweepFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,15 +23,7 @@ def run(*words: str, folder: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Built from a copy of what a wheel is made of; setuptools leaves a build/ behind."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("klsweep", "conf", "analysis", "slurm"):
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    options = ["--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(out)]
-    run(sys.executable, "-m", "pip", "wheel", *options, ".", folder=source)
-    return next(out.glob("*.whl"))
+    return build_wheel(tmp_path_factory.mktemp("build"))
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ class Axis(NamedTuple):
 
     about: str
     audited: tuple[str, ...] = ()
+    further: Mapping[str, tuple[str, ...]] = {}  # by choice
     whole: bool = False  # audited with the group statistics of the whole objective
 
 
@@ -54,13 +55,8 @@ AXES = {
     ),
     "clip": Axis(
         "What bounds the log-ratio before the estimator sees it, and the estimate after it.",
-        (
-            "estimator=k1,k2",
-            "placement=reward,loss",
-            "placement.level=token,sequence",
-            "clip.level=token,sequence",
-            "clip.mode=hard,straight_through",
-        ),
+        ("estimator=k1,k2", "placement=reward,loss", "placement.level=token,sequence"),
+        {"fixed": ("clip.level=token,sequence", "clip.mode=hard,straight_through")},
     ),
     "sampling": Axis(
         "How old the weights are that a batch was sampled from.", ("estimator=k1,k3", "placement=reward,loss")
@@ -130,21 +126,17 @@ def index_page(composer: Composer) -> str:
         [f"`{name}`", *(_cell(_verdict(composer, [f"estimator={name}", *words])) for words in PLACES.values())]
         for name in composer.options("estimator")
     ]
-    return (
-        "\n\n".join(
-            [
-                "# The axes",
-                f"{WRITTEN}, with the audit's verdicts.",
-                "\n".join(f"- [{group}]({group}.md): {axis.about}" for group, axis in AXES.items()),
-                "## Which gradient is taken",
-                "On policy, V = 3, T = 4: the relative error of the expected gradient of the KL term against "
-                "∇KL(π_θ ‖ π_ref) of sequences, and what it is. Everything else is as by default (credit `sequence`, "
-                "no clip, no weight).",
-                markdown_grid(["estimator", *(f"`{place}`" for place in PLACES)], rows),
-            ]
-        )
-        + "\n"
-    )
+    parts = [
+        "# The axes",
+        f"{WRITTEN}, with the audit's verdicts.",
+        "\n".join(f"- [{group}]({group}.md): {axis.about}" for group, axis in AXES.items()),
+        "## Which gradient is taken",
+        "On policy, V = 3, T = 4: the relative error of the expected gradient of the KL term against "
+        "∇KL(π_θ ‖ π_ref) of sequences, and what it is. Everything else is as by default (credit `sequence`, no clip, "
+        "no weight).",
+        markdown_grid(["estimator", *(f"`{place}`" for place in PLACES)], rows),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _verdict(composer: Composer, overrides: Sequence[str]) -> str:
@@ -168,7 +160,7 @@ def axis_page(composer: Composer, group: str) -> str:
         *([] if common is None else [_text(common)]),
         "## Fields",
         markdown_grid(*_fields(group, choices)),
-        *([_audit_caption(axis)] if axis.audited else []),
+        *([_caption(axis)] if axis.audited else []),
     ]
     for choice in choices:
         is_group = group != "kl"
@@ -179,32 +171,32 @@ def axis_page(composer: Composer, group: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _audit_caption(axis: Axis) -> str:
-    words = f"Below, each choice under `klsweep audit {' '.join(axis.audited)}"
+def _caption(axis: Axis) -> str:
     if axis.whole:
-        return f"{words} --whole`: what group statistics make of reward and KL (V = 2, T = 4)."
+        return "The tables below: what group statistics make of reward and KL, with V = 2 and T = 4."
     return (
-        f"{words} --length 4 --vocabulary 3`: the relative error of its expected gradient against ∇KL(π_θ ‖ π_ref) of "
-        "sequences, and what it is the gradient of. Fields that a choice does not use make no further rows."
+        "The tables below: with V = 3 and T = 4, the relative error of the expected gradient of the KL term against "
+        "∇KL(π_θ ‖ π_ref) of sequences, and what that gradient is."
     )
 
 
 def _audited(composer: Composer, axis: Axis, choice: Sequence[str]) -> list[str]:
-    given = [word.split("=")[0] for word in choice]
-    overrides = [*choice, *(word for word in axis.audited if word.split("=")[0] not in given)]
+    """The audit of a choice: its command, its table, and what was excluded from it."""
+    name = choice[0].split("=")[1] if choice else ""
+    overrides = [*choice, *axis.audited, *axis.further.get(name, ())]
+    options = "--whole" if axis.whole else "--length 4 --vocabulary 3"
+    command = f"`klsweep audit {' '.join(overrides)} {options}`:"
     try:
         chosen, notes = cases(composer, overrides, "", whole=axis.whole)
     except BadInput as reason:
-        return [f"{str(reason)[:1].upper()}{str(reason)[1:]}."]
+        return [command, f"{reason}."]
     if axis.whole:
         header, rows = whole_grid(whole_table(instance(4, 2), chosen, lambda done: None))
     else:
         header, rows = _narrowed(bias_grid(bias_table(instance(4, 3), chosen, None, 0, lambda done: None)))
-    said = [f"- {note}" for note in notes if note.startswith("excluded")]
-    return [
-        markdown_grid(header, [[_cell(text) for text in row] for row in rows]),
-        *(["\n".join(said)] if said else []),
-    ]
+    table = markdown_grid(header, [[_cell(text) for text in row] for row in rows])
+    excluded = "\n".join(f"- {note}" for note in notes if note.startswith("excluded"))
+    return [command, table, *([excluded] if excluded else [])]
 
 
 def _narrowed(grid: Grid) -> Grid:

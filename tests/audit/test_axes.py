@@ -35,14 +35,14 @@ def test_a_page_says_what_code_schema_and_audit_say():
         "| `clip.mode` | `hard`, `straight_through` |  | `hard` | – | `hard` |",
         "Choice `fixed`: constant bounds in nats, −τ and τ unless `low` or `high` replace them.",
         "| k1 | reward sequence inside rloo | sequence τ=1 | – | none | on_policy | 0.378019 | biased by the clip |",
-        "Nothing to audit: all cells (32) are excluded (clip=quantile has no threshold before training",
+        "nothing to audit: all cells (8) are excluded (clip=quantile has no threshold before training",
     ):
         assert line in clip
     assert (
         "| k3 | reward_and_loss sequence inside token rloo | none | same | none | on_policy | 0 | unbiased |"
         in placement
     )
-    assert "Nothing to audit: all cells (12) are excluded (no KL term: nothing to audit)." in placement
+    assert "nothing to audit: all cells (12) are excluded (no KL term: nothing to audit)." in placement
 
 
 @pytest.mark.slow

@@ -144,9 +144,13 @@ def _fault(command: Command, rule: Rule, done: Done) -> str | None:
     output = f"exit code {done.code}\n" + "".join(f"    {line}\n" for line in done.output.splitlines()[-30:])
     if done.code != rule.code:
         return output
-    if rule.says and done.output.strip() != command.output.strip():
+    if rule.says and command.output and _trimmed(done.output) != _trimmed(command.output):
         return f"{output}  but the page shows\n    {command.output}"
     return "a traceback:\n" + output if "Traceback (most recent call last)" in done.output else None
+
+
+def _trimmed(text: str) -> list[str]:
+    return [line.rstrip() for line in text.strip().splitlines()]
 
 
 def _only_read(bench: Bench, command: Command, rule: Rule, report: Report) -> None:

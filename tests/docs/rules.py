@@ -22,7 +22,7 @@ class Rule(NamedTuple):
     page: str = ""  # a regular expression; empty: all
     needs: str = ""  # slurm: only parsed where that is missing
     code: int = 0  # the exit code that is meant
-    says: bool = False  # it prints what the page shows below it, to the letter
+    says: bool = False  # it prints what the page shows below it, if it shows anything, to the letter
 
 
 UPDATES = "train.updates=2 eval.samples_per_prompt=1 eval.pass_at=[1] wandb.mode=disabled"
@@ -72,7 +72,9 @@ RULES = [
     Rule(r"^klsweep export .*--update 20", replace=(("--update 20", "--update 1"),)),
     Rule(r"^klsweep inspect .*--update 40", replace=(("--update 40", "--update 1"),)),
     Rule(r"^klsweep query .*SELECT … FROM", replace=(("…", "*"),)),
+    Rule(r"^klsweep ", page=r"docs/import\.md", says=True),
     Rule(r"^klsweep (status|retry|cancel|clean|logs|inspect|diff|run|eval|export|compare|query|bound|sync|report)\b"),
+    Rule(r"^klsweep (import|bundle|rebuild)\b"),
 ]
 
 
@@ -130,6 +132,7 @@ CODE = [
             f"klsweep train task=parity train.base_check=warn {UPDATES}",
         ),
     ),
+    Code("docs/import.md", "^name: trl", shown="the mapping in examples/import, which the page's commands read"),
     Code("docs/own.md", "^mylab/__init__.py", shown="the files of examples/mylab, which tests/test_own.py runs"),
     Code("docs/own.md", "^base on add:", shown="what a sweep prints, as in the output of others"),
     Code("docs/own.md", "import pandas"),

@@ -1,6 +1,7 @@
 """The documentation without training anything: links, words of commands, the errors of the FAQ, the axes' pages."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from klsweep.cli import main
 from tests.docs.check import Report, check_page, static_faults
 from tests.docs.figures import check
-from tests.docs.pages import SHELL, Block, blocks, commands, pages
+from tests.docs.pages import ROOT, SHELL, Block, blocks, commands, pages
 from tests.docs.workshop import Workshop
 
 
@@ -45,6 +46,14 @@ def test_figures_of_a_block():
     check("x = 1 / 3  # 0.333\nx * 2  # 0.67 nats\n")
     with pytest.raises(AssertionError, match=r"0\.333.*, not 0\.334"):
         check("x = 1 / 3  # 0.334\n")
+
+
+def test_the_readmes_figures_of_the_audit_are_the_pages():
+    section = (ROOT / "README.md").read_text().split("## Audit")[1].split("\n## ")[0]
+    figures = re.findall(r"\b\d\.\d{6}\b", section)
+    page = (ROOT / "docs/audit.md").read_text()
+    assert len(figures) == 10
+    assert [figure for figure in figures if figure not in page] == []
 
 
 FAQ = [c for block in blocks("docs/faq.md") if block.language in SHELL for c in commands(block)]

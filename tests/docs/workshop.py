@@ -169,5 +169,6 @@ FILES = {
     "tables.json": _tables,
     "FILE.npy": lambda file: np.save(file, np.random.default_rng(0).normal(0.0, 0.5, (512, 16))),
     "mine.jsonl": _problems,
+    "examples": lambda folder: shutil.copytree(ROOT / "examples", folder),
     "path/to/model": lambda folder: shutil.copytree(ROOT / "klsweep/model/tiny", folder),
 }

@@ -252,10 +252,20 @@ def _fields(group: str, choices: Sequence[Choice]) -> Grid:
     for name in names:
         users = [choice for choice in choices if name in choice.values and name in used_fields(choice.kind)]
         types = dict.fromkeys(_type(choice.kind, name) for choice in users)
-        meaning = next((choice.comments[name] for choice in users if name in choice.comments), "")
+        meaning = _said_by([choice for choice in users if name in choice.comments], name)
         values = [_value(choice.values[name]) if choice in users else UNUSED for choice in choices]
         rows.append([f"`{group}.{name}`", _cell(" / ".join(types)), _cell(meaning), *values])
     return header, rows
+
+
+def _said_by(choices: Sequence[Choice], name: str) -> str:
+    """What the comments on a field say; by choice, where they say different things."""
+    said: dict[str, list[str]] = {}
+    for choice in choices:
+        said.setdefault(choice.comments[name], []).append(choice.name)
+    if len(said) < 2:
+        return "".join(said)
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in said.items())
 
 
 def _value(value: Any) -> str:

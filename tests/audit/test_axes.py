@@ -25,6 +25,12 @@ def test_there_is_a_page_for_every_group_but_those_of_data():
     assert {path.stem for path in DOCS.glob("*.md")} == set(PAGES)
 
 
+def test_a_field_that_choices_explain_differently():
+    """A cap cuts weights in one choice and drops them in the other."""
+    text = (DOCS / "correction.md").read_text()
+    assert "masked: weights above are set to 0; truncated: weights above are cut to it; null: plain importance" in text
+
+
 def test_a_page_says_what_code_schema_and_audit_say():
     with composer() as session:
         clip, placement = page(session, "clip"), page(session, "placement")
@@ -35,7 +41,8 @@ def test_a_page_says_what_code_schema_and_audit_say():
         "| `clip.mode` | `hard`, `straight_through` |  | `hard` | – | `hard` |",
         "Choice `fixed`: constant bounds in nats, −τ and τ unless `low` or `high` replace them.",
         "| k1 | reward sequence inside rloo | sequence τ=1 | – | none | on_policy | 0.378019 | biased by the clip |",
-        "nothing to audit: all cells (8) are excluded (clip=quantile has no threshold before training",
+        "nothing to audit: all cells (8) are excluded (clip.level=sequence clips one log-ratio per sequence",
+        "; clip=quantile has no threshold before training (audit clip=fixed",
     ):
         assert line in clip
     assert (

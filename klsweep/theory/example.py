@@ -5,15 +5,18 @@ python -m klsweep.theory.example        # prints the table of docs/theory.md
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple, get_args
 
 import numpy as np
 
-from klsweep.theory.bound import ClipInterval, FixedPolicyBound, fixed_policy_bound, hoeffding_alpha, paper_alpha
+from klsweep.theory.bound import AlphaName, ClipInterval, FixedPolicyBound, alpha_of, fixed_policy_bound
 from klsweep.theory.clip_threshold import KLSwitchedOff, symmetric_clip
 from klsweep.theory.coverage import coverage_coefficient
 from klsweep.theory.inputs import Floats
 
 DRAWS = 2000
+SIZES = ((64, 4), (512, 16), (5000, 5))  # n, K
+BETA, DELTA = 0.1, 0.05
 
 
 @dataclass(frozen=True)
@@ -91,41 +94,89 @@ def _softmax(logits: Floats) -> Floats:
     return weights / weights.sum(-1, keepdims=True)
 
 
+class Term(NamedTuple):
+    """A term of the bound, and what it bounds."""
+
+    bound: float
+    real: float
+
+    @property
+    def ratio(self) -> float:
+        return self.bound / self.real
+
+
+@dataclass(frozen=True)
+class Looseness:
+    """The bound on one instance with one α: each term beside what it bounds, and in how many draws it held."""
+
+    threshold: float
+    sampling: Term
+    reward_shift: Term
+    clipping: Term
+    total: Term
+    held: int
+    draws: int
+
+
 def looseness(
     instance: Enumerable, prompts: int, rollouts: int, beta: float, delta: float, seed: int
-) -> list[list[str]]:
-    """A row per α: each term of the bound over what it bounds.
+) -> dict[AlphaName, Looseness | KLSwitchedOff]:
+    """For each α, the terms of the bound over what they bound, for batches of n prompts with K rollouts.
 
     The clip is calibrated on a batch of its own. Sampling and total are held against the (1 − δ)-quantile over draws of
-    |Ĵ − EĴ| and |Ĵ − J*|, which the bound must exceed; the other two against |E(r̂ − r*)| and β|E(ℓ − ℓ^τ)|.
+    |Ĵ − EĴ| and |Ĵ − J*|, which the bound must exceed; the other two against |E(r̂ − r*)| and β|E(ℓ − ℓ^τ)|. An α whose
+    threshold would be 0 has the reason instead.
     """
     rng = np.random.default_rng(seed)
     calibration = instance.log_ratio_sample(prompts, rollouts, rng)
-    rows = []
-    for name, alpha in (
-        ("paper", paper_alpha(prompts, rollouts, delta)),
-        ("hoeffding", hoeffding_alpha(prompts, delta)),
-    ):
+    found: dict[AlphaName, Looseness | KLSwitchedOff] = {}
+    for name in get_args(AlphaName):
+        alpha = alpha_of(name, prompts, rollouts, delta)
         try:
             clip = symmetric_clip(calibration, alpha, prompts)
         except KLSwitchedOff as off:
-            rows.append([name, str(prompts), str(rollouts), f"KL off (needs n = {off.prompts_needed})", *["–"] * 5])
+            found[name] = off
             continue
         payoffs = instance.payoffs(beta, clip)
         proxies = instance.proxies(prompts, rollouts, payoffs, DRAWS, rng)
-        target, expected = instance.objective(beta), instance.mean(payoffs)
-        shift = abs(instance.mean(instance.predicted - instance.true))
-        clipping = abs(instance.mean(instance.payoffs(beta, clip) - instance.predicted + beta * instance.log_ratios))
-        bound = instance.bound(alpha, beta, clip)
-        held = float((np.abs(proxies - target) <= bound.total).mean())
-        pairs = [
-            (bound.sampling, float(np.quantile(np.abs(proxies - expected), 1 - delta))),
-            (bound.reward_shift, shift),
-            (bound.clipping, clipping),
-            (bound.total, float(np.quantile(np.abs(proxies - target), 1 - delta))),
-        ]
-        figures = [f"{value:.4f} / {real:.4f} = {value / real:.1f}" for value, real in pairs]
-        rows.append([name, str(prompts), str(rollouts), f"{clip.high:.3f}", *figures, f"{held:.4f}"])
+        found[name] = _against(instance, instance.bound(alpha, beta, clip), clip, payoffs, proxies, beta, delta)
+    return found
+
+
+def _against(
+    instance: Enumerable,
+    bound: FixedPolicyBound,
+    clip: ClipInterval,
+    payoffs: Floats,
+    proxies: Floats,
+    beta: float,
+    delta: float,
+) -> Looseness:
+    target, expected = instance.objective(beta), instance.mean(payoffs)
+    shift = abs(instance.mean(instance.predicted - instance.true))
+    clipping = abs(instance.mean(payoffs - instance.predicted + beta * instance.log_ratios))
+    return Looseness(
+        clip.high,
+        Term(bound.sampling, float(np.quantile(np.abs(proxies - expected), 1 - delta))),
+        Term(bound.reward_shift, shift),
+        Term(bound.clipping, clipping),
+        Term(bound.total, float(np.quantile(np.abs(proxies - target), 1 - delta))),
+        int((np.abs(proxies - target) <= bound.total).sum()),
+        len(proxies),
+    )
+
+
+def table_rows(instance: Enumerable, prompts: int, rollouts: int) -> list[list[str]]:
+    """Rows of the table, one per α."""
+    rows = []
+    for name, found in looseness(instance, prompts, rollouts, BETA, DELTA, seed=1).items():
+        head = [name, str(prompts), str(rollouts)]
+        if isinstance(found, KLSwitchedOff):
+            rows.append([*head, f"KL off (needs n = {found.prompts_needed})", *["–"] * 5])
+            continue
+        terms = (found.sampling, found.reward_shift, found.clipping, found.total)
+        figures = [f"{term.bound:.4f} / {term.real:.4f} = {term.ratio:.1f}" for term in terms]
+        rows.append([*head, f"{found.threshold:.3f}", *figures, f"{found.held / found.draws:.4f}"])
     return rows
 
 
@@ -135,7 +186,7 @@ def main() -> None:
 
     header = ["α", "n", "K", "τ*", "sampling", "reward shift", "clipping", "total", "held"]
     instance = random_instance(seed=0)
-    rows = [row for n, k in ((64, 4), (512, 16), (5000, 5)) for row in looseness(instance, n, k, 0.1, 0.05, seed=1)]
+    rows = [row for n, k in SIZES for row in table_rows(instance, n, k)]
     print(markdown_grid(header, rows))
 
 

@@ -15,7 +15,7 @@ from klsweep.theory.bound import (
     hoeffding_alpha,
     paper_alpha,
 )
-from klsweep.theory.example import Enumerable, looseness, main, random_instance
+from klsweep.theory.example import Enumerable, Looseness, looseness, main, random_instance, table_rows
 
 DRAWS = 2000
 
@@ -163,16 +163,15 @@ def test_gap_is_at_most_its_three_exact_parts():
 
 
 def test_looseness_table_holds_what_it_says():
-    rows = looseness(random_instance(0), 512, 16, 0.1, 0.05, seed=1)
-    assert [row[:3] for row in rows] == [["paper", "512", "16"], ["hoeffding", "512", "16"]]
-    for row in rows:
-        for cell in row[4:8]:
-            value, real, ratio = (float(x) for x in cell.replace("=", "/").split("/"))
-            assert value >= real
-            assert ratio >= 1.0
-        assert float(row[8]) >= 0.95
-    few = looseness(random_instance(0), 8, 2, 0.1, 0.05, seed=1)[0]
-    assert few[3].startswith("KL off (needs n = ")
+    found = looseness(random_instance(0), 512, 16, 0.1, 0.05, seed=1)
+    assert list(found) == ["paper", "hoeffding"]
+    for one in found.values():
+        assert isinstance(one, Looseness)
+        for term in (one.sampling, one.reward_shift, one.clipping, one.total):
+            assert term.bound >= term.real
+            assert term.ratio >= 1.0
+        assert one.held >= 0.95 * one.draws
+    assert table_rows(random_instance(0), 8, 2)[0][3].startswith("KL off (needs n = ")
 
 
 def test_the_page_shows_what_the_example_prints(capsys):

@@ -19,7 +19,8 @@ from klsweep.cells import varying
 
 TOLD_APART = 12  # cells with a colour, bars and a band each; of more, those of one label share a colour
 Line = Literal["-", "--", ":"]
-LINES: tuple[Line, ...] = ("-", "--", ":")
+LINES: tuple[Line, ...] = ("-", "--", ":")  # colours come again after ten: lines and points then differ in kind
+SHAPES = ("o", "s", "^")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Style:
     label: str
     colour: str
     line: Line
+    shape: str
 
 
 def plot_all(
@@ -71,7 +73,12 @@ def cell_styles(comparison: Comparison) -> list[Style]:
                 labels = [f"{key}={level}" for level in levels]
                 break
     places = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-    return [Style(label, f"C{places[label] % 10}", LINES[places[label] // 10 % 3]) for label in labels]
+    return [_style(label, places[label]) for label in labels]
+
+
+def _style(label: str, place: int) -> Style:
+    again = place // 10 % 3
+    return Style(label, f"C{place % 10}", LINES[again], SHAPES[again])
 
 
 def _new(width: float, height: float) -> tuple[Any, Any]:
@@ -86,7 +93,8 @@ def _legend(figure: Any, shown: Sequence[Style], further: Sequence[Any] = ()) ->
     from matplotlib.lines import Line2D
 
     styles = list({style.label: style for style in shown}.values())
-    handles = [Line2D([], [], color=s.colour, linestyle=s.line, label=s.label) for s in styles[: 2 * TOLD_APART]]
+    named = styles[: 2 * TOLD_APART]
+    handles = [Line2D([], [], color=s.colour, linestyle=s.line, marker=s.shape, label=s.label) for s in named]
     if len(styles) > len(handles):
         handles.append(Line2D([], [], linestyle="", label=f"and {len(styles) - len(handles)} more"))
     figure.legend(handles=[*handles, *further], loc="outside right upper", fontsize="small")
@@ -128,12 +136,12 @@ def _scatter(scatter: Scatter, styles: Sequence[Style]) -> Any:
     figure, panel = _new(9, 5)
     few = len(scatter.points) <= TOLD_APART
     for point in scatter.points:
-        colour = styles[point.cell].colour
+        colour, shape = styles[point.cell].colour, styles[point.cell].shape
         if few:
             bars = {"xerr": _reach(point.x), "yerr": _reach(point.y)}
             panel.errorbar(point.x.mean, point.y.mean, **bars, color=colour, alpha=0.5, linewidth=1)
         filled = colour if not _is_partial(point) else "white"
-        panel.plot(point.x.mean, point.y.mean, "o", color=colour, markerfacecolor=filled, markersize=6)
+        panel.plot(point.x.mean, point.y.mean, shape, color=colour, markerfacecolor=filled, markersize=6)
     further = []
     if scatter.base:
         panel.plot(*zip(*scatter.base, strict=True), "D", color="black", markersize=6)

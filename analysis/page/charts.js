@@ -8,14 +8,19 @@ function colouring(cells) {
   const of = (cell) => (key === 'cell' ? data.cells[cell].name : data.cells[cell].labels[data.keys.indexOf(key)]);
   const all = [...new Set(data.cells.map((_, i) => of(i)))];
   const places = new Map(all.map((name, i) => [name, i]));
-  const style = (name) => ({ colour: COLOURS[places.get(name) % 10], dash: DASHES[Math.floor(places.get(name) / 10) % 4] });
+  const style = (name) => {
+    const again = Math.floor(places.get(name) / 10) % 4;
+    return { colour: COLOURS[places.get(name) % 10], dash: DASHES[again], shape: SHAPES[again] };
+  };
   return { style: (cell) => style(of(cell)), legend: [...new Set(cells.map(of))].map((name) => ({ name, ...style(name) })) };
 }
 
 function legend(colours) {
   const shown = colours.legend.slice(0, 24);
-  const items = shown.map(({ name, colour, dash }) => make('li', {},
-    make('svg', { width: 26, height: 10 }, make('line', { x1: 1, x2: 25, y1: 5, y2: 5, stroke: colour, 'stroke-width': 3, 'stroke-dasharray': dash })), ` ${name}`));
+  const items = shown.map(({ name, colour, dash, shape }) => make('li', {},
+    make('svg', { width: 26, height: 12 },
+      make('line', { x1: 1, x2: 25, y1: 6, y2: 6, stroke: colour, 'stroke-width': 3, 'stroke-dasharray': dash }),
+      make('path', { d: shape, transform: 'translate(13 6)', fill: colour })), ` ${name}`));
   if (colours.legend.length > shown.length) items.push(make('li', {}, `and ${colours.legend.length - shown.length} more`));
   return make('ul', { class: 'legend' }, ...items);
 }
@@ -86,10 +91,10 @@ function scatterChart(width, scatter, cells, colours) {
   }
   if (barred) for (const point of points) layer.append(cross(plot, point, colours.style(point.cell).colour));
   for (const point of points) {
-    const { colour } = colours.style(point.cell);
+    const { colour, shape } = colours.style(point.cell);
     const partial = point.x[3] < point.planned || point.y[3] < point.planned;
     const text = `${data.cells[point.cell].name}\n${scatter.x} ${interval(point.x)}\n${scatter.y} ${interval(point.y)}${partial ? `\nfewer runs than planned (${point.planned})` : ''}`;
-    layer.append(make('circle', { class: 'point', cx: x(point.x[0]), cy: y(point.y[0]), r: 5, fill: partial ? 'var(--page)' : colour, stroke: colour, 'stroke-width': 2, click: () => openCell([point.cell]), ...onHint(text) }));
+    layer.append(make('path', { class: 'point', d: shape, transform: `translate(${x(point.x[0])} ${y(point.y[0])})`, fill: partial ? 'var(--page)' : colour, stroke: colour, 'stroke-width': 2, click: () => openCell([point.cell]), ...onHint(text) }));
   }
   return svg;
 }

@@ -2,7 +2,8 @@
 
 const SVG = 'http://www.w3.org/2000/svg';
 const COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#7a5195', '#8c6d31', '#6b6b6b', '#b22222'];
-const DASHES = ['', '6 3', '2 2', '8 3 2 3'];
+const DASHES = ['', '6 3', '2 2', '8 3 2 3']; // colours come again after ten: lines then differ by their dashes, points by shape
+const SHAPES = ['M-5 0A5 5 0 1 1 5 0A5 5 0 1 1 -5 0Z', 'M-4.5 -4.5H4.5V4.5H-4.5Z', 'M0 -6L5.5 4.5H-5.5Z', 'M0 6L5.5 -4.5H-5.5Z'];
 
 function make(name, attributes = {}, ...children) {
   const element = name in { svg: 1, g: 1, path: 1, line: 1, circle: 1, rect: 1, text: 1 }

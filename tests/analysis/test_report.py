@@ -152,6 +152,20 @@ def test_figures_follow_the_filters_or_say_that_they_do_not(page, sweep):
     assert page.trouble == []
 
 
+def test_points_of_one_colour_differ_in_shape(page, sweep):
+    """As the lines of the same cells differ in dashes: after ten cells colours come again."""
+    for i in range(11):
+        write_run(sweep, {**plan_row(f"c{i}", 0), "kl_coef": i / 10}, "done", i / 20)
+    opened(page, write(sweep))
+    found = page.run(
+        "[...document.querySelectorAll('#charts svg[aria-label=\"In and out of distribution\"] .point')]"
+        ".map((p) => [p.getAttribute('stroke'), p.getAttribute('d')])"
+    )
+    assert found[0][0] == found[10][0]
+    assert found[0][1] == found[9][1] != found[10][1]
+    assert page.trouble == []
+
+
 def test_links_lead_to_files_that_are_there(page, sweep):
     opened(page, write(study(sweep)))
     page.run("document.querySelectorAll('#comparison tbody tr')[2].querySelector('a').click()")

@@ -78,3 +78,13 @@ def test_nothing_to_draw(sweep, tmp_path, capsys):
     assert main(["compare", str(sweep.path), "--plots", str(tmp_path / "p")]) == 0
     assert capsys.readouterr().out == "no run has a result or a curve yet: nothing is drawn\n"
     assert main(["compare", str(sweep.path), "--plots", str(tmp_path / "p"), "--rows", "placement"]) == 2
+
+
+def test_cells_of_one_colour_differ_in_line_and_shape(sweep):
+    for i in range(12):
+        sweep.extend_plan([{**plan_row(f"c{i}", 0), "kl_coef": i / 10}])
+    styles = cell_styles(compare(sweep))
+    assert (styles[0].colour, styles[0].shape) == (styles[10].colour, "o")
+    assert (styles[10].line, styles[10].shape) == ("--", "s")
+    assert len({(style.colour, style.line) for style in styles}) == 12
+    assert len({(style.colour, style.shape) for style in styles}) == 12

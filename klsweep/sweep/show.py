@@ -196,9 +196,17 @@ def _hours(hours: float) -> str:
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
-def _jobs_line(plan: Plan, launcher: Slurm) -> str:
-    """What would be submitted."""
-    tasks = -(-len(plan.to_run) // launcher.runs_per_job)
+def _jobs_lines(plan: Plan) -> list[str]:
+    """What would be submitted: a line for each group of runs with equal resources."""
+    groups: list[tuple[Slurm, int]] = []
+    for each in (run.spec.launcher for run in plan.to_run):
+        if isinstance(each, Slurm) and each not in [launcher for launcher, _ in groups]:
+            groups.append((each, sum(run.spec.launcher == each for run in plan.to_run)))
+    return [_jobs_line(launcher.settled(), runs) for launcher, runs in groups]
+
+
+def _jobs_line(launcher: Slurm, count: int) -> str:
+    tasks = -(-count // launcher.runs_per_job)
     runs = f"{launcher.runs_per_job} runs, {launcher.concurrent} at a time" if launcher.runs_per_job > 1 else "1 run"
     limit = f"time limit {_hours(launcher.minutes / 60)}"
     asked = {"partition": launcher.partition, "GPUs": launcher.gpus or None, "CPUs": launcher.cpus_per_task}
@@ -211,7 +219,7 @@ def _cost_lines(plan: Plan, cost: Cost | None) -> list[str]:
     if not plan.to_run:
         return ["cost: nothing to run"]
     launcher = plan.to_run[0].spec.launcher
-    jobs = [_jobs_line(plan, launcher.settled())] if isinstance(launcher, Slurm) else []
+    jobs = _jobs_lines(plan)
     if cost is None:
         unknown = "cost: unknown: no finished run in this sweep to go by (klsweep plan --calibrate measures one)"
         return [*jobs, unknown]

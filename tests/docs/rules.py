@@ -53,6 +53,7 @@ RULES = [
         append=f"{SMALL} seed=0 reward.prompts=64 reward.epochs=1 reward.behaviour=[0],[2] kl.coef=0.05 clip=none",
     ),
     Rule(r"^klsweep sweep experiment=\w+_mini$", append=f"{SMALL} seed=0"),
+    Rule(r"^klsweep sweep .*kl\.coef=0\.1,0\.4", append=f"{SMALL} kl.coef=0.4"),  # the runs that its page goes on with
     Rule(r"^klsweep sweep ", append=SMALL),
     Rule(
         r"^klsweep train task=jsonl",
@@ -68,7 +69,7 @@ RULES = [
     Rule(r"^klsweep audit --(run|model) ", append=LITTLE),
     Rule(r"^klsweep audit\b"),
     # what trained runs are good for
-    Rule(r"^klsweep eval .*samples_per_prompt=16", replace=(("=16", "=4"),)),
+    Rule(r"^klsweep eval .*samples_per_prompt=16", replace=(("=16", "=2"),)),
     Rule(r"^klsweep export .*--update 20", replace=(("--update 20", "--update 1"),)),
     Rule(r"^klsweep inspect .*--update 40", replace=(("--update 40", "--update 1"),)),
     Rule(r"^klsweep query .*SELECT … FROM", replace=(("…", "*"),)),

@@ -21,7 +21,7 @@ from tests.mirror.wandb_server import KEY
 LIMIT = 600  # seconds a command may take, on a busy machine
 LAUNCHES = r"^klsweep (sweep|train|plan|doctor|smoke|fetch) "
 SHARED = {
-    "sweep": "klsweep sweep estimator=k1,k3 placement=none,reward,loss seed=0,1 sweep_dir=sweep checkpoint.keep_at=[1]",
+    "sweep": "klsweep sweep placement=none,reward,loss seed=0,1 sweep_dir=sweep checkpoint.keep_at=[1]",
     # has probes, and the batches before its end
     "diverged": "klsweep train sweep_dir=diverged train.max_kl=1e-9 train.probe_every=1",
 }

@@ -44,10 +44,16 @@ half of its best by more than noise explains, and ends below 0.8 of it ([analyse
 """
 
 
+CELLS = (
+    "Rows above name them by number. Algorithm: with prompts × responses of an update, and learning rate; in, out: "
+    "sampled pass@1 on the trained and on the other tasks; KL: nats per response; means ± half of the 95 % t interval."
+)
+
+
 def page(found: Reproduction, sweeps: Mapping[str, SweepFolder], command: Sequence[str]) -> str:
     """The page; `sweeps` by their names in run keys, `command` what wrote it."""
     parts = [INTRODUCTION.format(version=__version__), _summary(found), *_findings(found), *_exact(found)]
-    parts += ["## The cells", *coverage_lines(found.comparison), _cells(found)]
+    parts += ["## The cells", CELLS, *coverage_lines(found.comparison), _cells(found)]
     parts += ["## How to make it again", "`make reproduction` does all of this:"]
     for origin in origins(found.comparison, sweeps, command):
         parts += [f"**{origin.name}**"]
@@ -91,7 +97,7 @@ def _exact(found: Reproduction) -> list[str]:
 
 def _cells(found: Reproduction) -> str:
     """The cells that rows name by number."""
-    header = ["", "sweep", "configuration", "runs", "seeds", "updates", "in", "out", "KL", "cell"]
+    header = ["", "sweep", "configuration", "runs", "seeds", "algorithm", "updates", "in", "out", "KL", "cell"]
     rows = []
     for number, cell in enumerate(found.cells, 1):
         sweep = cell.runs[0].key.sweep
@@ -104,7 +110,10 @@ def _cells(found: Reproduction) -> str:
 def _settings(cell: CellResult) -> list[str]:
     seeds = sorted({run.seed for run in cell.runs})
     span = f"{seeds[0]}–{seeds[-1]}" if seeds == list(range(seeds[0], seeds[-1] + 1)) else ", ".join(map(str, seeds))
-    return [f"{cell.n_seeds}/{cell.planned}", span, str(cell.plan["updates"])]
+    fields = cell.plan["fields"]
+    batch = f"{fields['train.prompts_per_update']} × {fields['algorithm.group_size']}, lr {fields['train.lr']:g}"
+    runs = f"{cell.n_seeds}/{cell.planned}"
+    return [runs, span, f"{cell.plan['axes']['algorithm']}, {batch}", str(cell.plan["updates"])]
 
 
 def _figures(found: Reproduction, cell: CellResult) -> list[str]:

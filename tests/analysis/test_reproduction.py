@@ -10,11 +10,12 @@ import pytest
 from klsweep.analysis.claims import BELOW_ZERO, Claim, OutOfReach
 from klsweep.analysis.compare import compare
 from klsweep.analysis.decision import ABOVE_ZERO, Region
-from klsweep.analysis.exact_claims import GRADIENTS, audited
+from klsweep.analysis.exact_claims import GRADIENTS, audited, computed
 from klsweep.analysis.measures import Mean, Share, beyond_base, figure, has_collapsed, margin, rise
-from klsweep.analysis.reproduction import as_objects, grid, reproduce
+from klsweep.analysis.reproduction import PARTS, as_objects, exact_grid, grid, reproduce
 from klsweep.analysis.reproduction_page import page
 from klsweep.cli import main
+from klsweep.commands.reproduction import audit_rows
 from klsweep.record.folder import SweepFolder
 from tests.analysis.records import plan_row, write_run, write_series
 from tests.conftest import planned
@@ -136,6 +137,23 @@ def test_every_claim_finds_its_cells_in_what_make_runs(commands, sweep):
         assert row.reason.startswith(expected), row.claim.finding
 
 
+def test_the_committed_page_has_measured_every_claim():
+    text = (ROOT / "docs" / "reproduction.md").read_text()
+    claims = [claim for _, members in PARTS for claim in members]
+    assert text.count("| nothing: ") == sum(isinstance(claim, OutOfReach) for claim in claims)
+    for claim in claims:
+        assert f"| {claim.finding} |".replace("|E(r̂ − r*)|", "\\|E(r̂ − r*)\\|") in text
+
+
+def test_exact_rows_are_those_of_the_committed_page():
+    text = (ROOT / "docs" / "reproduction.md").read_text()
+    exact = [*audited(audit_rows()), *computed()]
+    assert len(exact) == 27
+    assert all(row.agrees for row in exact)
+    for line in exact_grid(exact):
+        assert "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" in text
+
+
 def test_a_gradient_that_is_another_does_not_agree():
     labels = {**GRADIENTS[0].labels, "relative_error": 0.2, "verdict": "biased: token-local reverse KL"}
     first, *others = audited([labels])
@@ -145,14 +163,19 @@ def test_a_gradient_that_is_another_does_not_agree():
 
 
 def test_the_page_counts_what_it_shows(sweep):
-    write_cells(sweep, k1=[0.70, 0.71, 0.72], k3=[0.10, 0.09, 0.08])
+    fields = {"train.prompts_per_update": 32, "algorithm.group_size": 8, "train.lr": 5e-4}
+    for name, values in {"k1": [0.70, 0.71, 0.72], "k3": [0.10, 0.09, 0.08]}.items():
+        for seed, value in enumerate(values):
+            row = plan_row(name, seed, estimator=name, algorithm="rloo")
+            write_run(sweep, {**row, "fields": fields}, "done", value)
     claims = (gain(K1), gain(K3), gain(NONE))
     found = reproduce(compare(sweep), [], [("a part", claims)])
     text = page(found, {"s": sweep}, ["klsweep", "reproduce", "sweeps/s"])
     assert "**4 findings: 2 agree, 1 do not, 1 cannot be seen at this scale** (1 of these were not measured" in text
     assert "## a part\n\n| finding |" in text
     assert (
-        "| 1 | s | k1 loss β=0.1 on_policy | 3/3 | 0–2 | 9 | 0.710 ±0.025 | 0.400 ±0.000 | 1.500 ±0.000 | k1 |" in text
+        "| 1 | s | k1 loss β=0.1 on_policy | 3/3 | 0–2 | rloo, 32 × 8, lr 0.0005 | 9 | 0.710 ±0.025 | 0.400 ±0.000 |"
+        in text
     )
     assert json.loads(json.dumps(as_objects(found)))[0]["verdict"] == "agrees"
 

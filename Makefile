@@ -60,7 +60,7 @@ page: install
 docs-check: install
 	$(BIN)/python -m tests.docs.check $(ONLY)
 
-# The findings of the two papers against runs of the shipped model, from nothing: 160 runs, some 25 minutes of CPU time.
+# The findings of the two papers against runs of the shipped model, from nothing: 160 runs, some 30 minutes of CPU time.
 OF := sweeps/reproduction
 SEEDS := 'seed=range(0,10)'
 reproduction: install

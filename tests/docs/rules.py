@@ -64,7 +64,7 @@ RULES = [
     Rule(r"^klsweep smoke ", append="eval.samples_per_prompt=1 eval.pass_at=[1] placement=none sampling=on_policy"),
     Rule(r"^klsweep (plan|fetch) "),
     # the audit
-    Rule(r"^klsweep audit --study ", append="estimator=k1 placement=reward"),
+    Rule(r"^klsweep audit --study ", append="estimator=k1 placement=reward placement.baseline=outside"),
     Rule(r"^klsweep audit --presets", append="--length 5"),
     Rule(r"^klsweep audit --(run|model) ", append=LITTLE),
     Rule(r"^klsweep audit\b"),

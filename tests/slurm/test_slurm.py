@@ -309,15 +309,6 @@ def test_what_it_costs(here, capsys):
     assert "1 calibration" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_the_doctor_finds_this_cluster_well(arena):
-    out = arena.klsweep("doctor", *Trial(arena, "doctor", pace=0.0).overrides, "--json")
-    checks = {check["name"]: check for check in json.loads(out[out.index("[") : out.rindex("]") + 1])}
-    assert all(check["passed"] for check in checks.values()), checks
-    assert {"limits", "code (a)", "torch (b)", "claims", "signal", "grace", "requeue"} <= set(checks)
-    assert "on n1 and n2" in checks["claims"]["found"] or "on n2 and n1" in checks["claims"]["found"]
-
-
 def test_uncommitted_changes_are_recorded_or_refused(here, tmp_path, capsys):
     checkout = tmp_path / "checkout"
     shutil.copytree(REPOSITORY / "klsweep", checkout / "klsweep", ignore=shutil.ignore_patterns("__pycache__"))

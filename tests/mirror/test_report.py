@@ -124,7 +124,7 @@ def test_a_report_is_saved_and_the_next_call_updates_it(server, cli, tmp_path):
     (view,) = server.views()
     headline, table, *_ = markdown(view)
     assert headline.startswith("- mine: 2 cells, 2 runs: 2 done\n")
-    assert [row.split("|")[5].strip() for row in table.splitlines()[3:5]] == ["0.700", "0.800"]
+    assert [row.split("|")[5].strip() for row in table.splitlines()[3:5]] == ["0.700◇", "0.800◆"]
     assert json.loads(view["spec"])["discussionThreads"] == [{"id": "a comment"}]
     assert view["displayName"] == "klsweep mine"
     assert server.refusals == []

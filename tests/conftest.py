@@ -17,6 +17,7 @@ torch.set_num_threads(1)  # the shipped policy is too small for more
 TESTS = Path(__file__).resolve().parent
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For tests in several processes: those of a file stay together, for they share what is made once; so do all that
     need a SLURM, which share a cluster, and begin first, for they mostly wait.

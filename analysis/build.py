@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 from klsweep.analysis import entries
-from klsweep.analysis.choose import BETA, cell_label, check_keys, conditions, text_of
+from klsweep.analysis.choose import BETA, ORIGIN, cell_label, check_keys, conditions, text_of
 from klsweep.analysis.compare import Base, CellResult, Comparison
 from klsweep.analysis.coverage import coverage_lines
-from klsweep.analysis.entries import Fill, Reference, each
+from klsweep.analysis.entries import Fill, Reference, each, told_kl
 from klsweep.analysis.explain import notes
 from klsweep.analysis.figures import Figure
 from klsweep.analysis.groups import AgainstBase, AgainstCell, Group
@@ -19,6 +19,7 @@ from klsweep.analysis.store import RunKey
 from klsweep.analysis.table import ABSENT, BLANK, Column, Entry, Line, Table, label_entry, plain_entry
 from klsweep.cells import varying
 from klsweep.errors import BadInput
+from klsweep.record.origin import EXTERNAL
 
 OVERVIEW = ("runs", "suites", "out", "kl", "reward", "outcome")
 PAPER = ("runs", "suites", "out", "kl", "entropy", "divergence")
@@ -94,7 +95,7 @@ def _split(comparison: Comparison, layout: Layout) -> tuple[list[str], list[str]
     named = list(layout.columns) or ["overview" if layout.is_overview else "paper"]
     expanded = [name for one in named for name in {"overview": OVERVIEW, "paper": PAPER}.get(one, (one,))]
     plans = [cell.plan for cell in comparison.cells]
-    keys = {BETA, *(key for plan in plans for key in (*plan["axes"], *plan["fields"]))} - {"reward"}
+    keys = {BETA, ORIGIN, *(key for plan in plans for key in (*plan["axes"], *plan["fields"]))} - {"reward"}
     pivot = [name for name in expanded if name in keys and name not in comparison.suites]
     figures_named = [name for name in expanded if name not in pivot]
     return figures_named or list(layout.metrics) or ["out"], pivot
@@ -136,13 +137,20 @@ class _Row:
 
 
 class _Grid:
-    """Cells by row and level. Results that are kept apart are rows apart, and `kinds` says by what."""
+    """Cells by row and level. Results that are kept apart are rows apart, and `kinds` says by what.
+
+    Where there are external runs, every row says what its runs are.
+    """
 
     def __init__(self, comparison: Comparison, labels: Sequence[str], pivot: Sequence[str]) -> None:
         self.kinds: list[Kind] = differing([cell.provenance for cell in comparison.cells])
+        if any(EXTERNAL in cell.origins for cell in comparison.cells) and ORIGIN not in (*self.kinds, *labels, *pivot):
+            self.kinds.append(ORIGIN)
         members: dict[tuple[str, ...], list[CellResult]] = {}
         for cell in comparison.cells:
-            members.setdefault(tuple(text_of(cell_label(cell.plan, key)) for key in labels), []).append(cell)
+            texts = tuple(text_of(cell_label(cell.plan, key)) for key in labels)
+            texts += () if ORIGIN in comparison.mixed else tuple(sorted(cell.origins))
+            members.setdefault(texts, []).append(cell)
         self.levels: list[tuple[str, ...]] = []
         self.lines: list[_Row] = []
         for alike in members.values():
@@ -153,6 +161,8 @@ class _Grid:
                 for cell in (cell for cell, home in zip(alike, homes, strict=True) if home == made):
                     by_level.setdefault(tuple(text_of(cell_label(cell.plan, key)) for key in pivot), []).append(cell)
                 self.levels += [level for level in by_level if level not in self.levels]
+                variant = [cell for cells in by_level.values() for cell in cells]
+                made = {**made, ORIGIN: ", ".join(sorted({found for cell in variant for found in cell.origins}))}
                 own = [cell_label(alike[0].plan, key) for key in labels] + [made.get(kind) for kind in self.kinds]
                 levels = {level: Group(found) for level, found in by_level.items()}
                 self.lines.append(_Row([(text_of(value), value) for value in own], levels))
@@ -225,7 +235,8 @@ class _Columns:
         if self._mixed and of.name.split("/")[0] in ("in", "out"):
             return BLANK if of.name == "in" else ABSENT  # depends on the trained task
         value = of.base(base.run)
-        return Entry("0", {"mean": 0.0}) if of.metric == "kl" and value == 0 else plain_entry(value)
+        entry = Entry("0", {"mean": 0.0}) if of.metric == "kl" and value == 0 else plain_entry(value)
+        return told_kl(entry, [base.run], of)
 
 
 _PLAIN: dict[str, Callable[[Group], Entry]] = {

@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 from klsweep.analysis.choose import BETA, cell_label, text_of
 from klsweep.analysis.compare import COLLAPSE_SHARE, CellResult, Comparison, has_collapsed
+from klsweep.analysis.external import external_notes
 from klsweep.analysis.figures import Figure
 from klsweep.analysis.stats import Estimate, Rate, t_interval, wilson_interval
 from klsweep.analysis.table import Table
+from klsweep.record.origin import EXTERNAL, is_external
 
 JOINT = 0.975  # each of two, so that both intervals hold together with 95 % at least (Bonferroni)
 
@@ -110,6 +112,8 @@ def _scatter(
         for one in comparison.bases
         if len(start := [v for of in (x, y) if (v := of.base(one.run)) is not None]) == 2
     ]
+    own = [run for cell in comparison.cells for run in cell.runs]
+    note = " ".join([note, *(line for line in external_notes([x.metric, y.metric], own))])
     return Scatter(name, title, x.title, y.title, points, list(dict.fromkeys(base)), front, note)
 
 
@@ -171,7 +175,8 @@ def stability_maps(comparison: Comparison) -> list[StabilityMap]:
 def _map(name: str, title: str, members: Sequence[tuple[int, CellResult]], further: str) -> StabilityMap:
     def row_of(cell: CellResult) -> str:
         estimator, placement = (cell.plan["axes"].get(axis) for axis in ("estimator", "placement"))
-        return f"{estimator} {placement}" if estimator else "no KL"
+        name = f"{estimator} {placement}" if estimator else "no KL"
+        return f"{name} {EXTERNAL}" if is_external(cell.plan) else name
 
     rows = list(dict.fromkeys(row_of(cell) for _, cell in members))
     betas = sorted({cell.plan["kl_coef"] for _, cell in members}, key=lambda beta: (beta is not None, beta or 0.0))

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from klsweep.analysis.load import RunResult
 from klsweep.errors import BadInput
 from klsweep.record.files import Row
+from klsweep.record.origin import origin
 
-BETA = "kl.coef"
-OF_RUNS = ("seed", "sweep", "run_id", "cell_id", "origin", "eval_id", "science_hash", "state")
+BETA, ORIGIN = "kl.coef", "origin"
+OF_RUNS = ("seed", "sweep", "run_id", "cell_id", "eval_id", "science_hash", "state")
 SHOWN_CHOICES = 12
 
 CONDITION = re.compile(r"\s*([\w./@]+)\s*(>=|<=|!=|=|>|<)\s*(.*)\s*")
@@ -86,12 +87,12 @@ def _more(there: Sequence[str]) -> str:
 
 
 def check_keys(keys: Iterable[str], plans: Sequence[Row], besides: Sequence[str] = ()) -> None:
-    """BadInput for a key that is no axis, no field, not `kl.coef` and not among `besides`."""
+    """BadInput for a key that is no axis, no field, not `kl.coef` or `origin` and not among `besides`."""
     axes = dict.fromkeys(axis for plan in plans for axis in plan["axes"])
     fields = {name for plan in plans for name in plan["fields"]}
     for key in keys:
-        if plans and key not in (*axes, BETA, *besides) and key not in fields:
-            choices = ", ".join([*axes, BETA, *besides])
+        if plans and key not in (*axes, BETA, ORIGIN, *besides) and key not in fields:
+            choices = ", ".join([*axes, BETA, ORIGIN, *besides])
             raise BadInput(f"{key!r}: no such key (choose from {choices}, or a field as in {example(fields)})")
 
 
@@ -101,9 +102,11 @@ def example(fields: Iterable[str]) -> str:
 
 
 def cell_label(plan: Row, key: str) -> Any:
-    """The label of a cell: an axis, `kl.coef` or a scientific field; None where it is inert."""
+    """The label of a cell: an axis, `kl.coef`, `origin` or a scientific field; None where it is inert."""
     if key == BETA:
         return plan["kl_coef"]
+    if key == ORIGIN:
+        return origin(plan)
     return plan["axes"][key] if key in plan["axes"] else plan["fields"].get(key)
 
 
@@ -114,7 +117,6 @@ def label(run: RunResult, key: str) -> Any:
         "sweep": run.key.sweep,
         "run_id": run.key.run_id,
         "cell_id": run.plan["cell_id"],
-        "origin": run.origin,
         **{name: run.status.get(name) for name in ("eval_id", "science_hash", "state")},
     }
     return own[key] if key in own else cell_label(run.plan, key)

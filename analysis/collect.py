@@ -20,6 +20,7 @@ from klsweep.cells import describe
 from klsweep.errors import BadInput
 from klsweep.record.files import Row, read_rows
 from klsweep.record.folder import RunFolder, SweepFolder
+from klsweep.record.origin import origin
 from klsweep.record.rollouts import verifier_errors
 
 PROVENANCE = ("eval_id", "science_hash", "plugin_hash")
@@ -122,7 +123,8 @@ def runs_table(runs: Sequence[Planned]) -> pa.Table:
             "run_id": run.key.run_id,
             "cell": words[run.plan["cell_id"]],
             **{name: run.plan[name] for name in ("cell_id", "seed", "updates")},
-            "origin": run.plan.get("origin", "klsweep"),
+            "origin": origin(run.plan),
+            "kl_definition": run.plan.get("kl_definition"),
             **{name: run.status.get(name) for name in ("state", "cause", "attempt", *PROVENANCE)},
             "verifier_errors": run.verifier_errors,
             "damage": run.damage,

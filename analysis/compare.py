@@ -15,6 +15,7 @@ from klsweep.analysis.stats import Estimate, t_interval
 from klsweep.cells import describe
 from klsweep.record.files import Row
 from klsweep.record.folder import SweepFolder
+from klsweep.record.origin import EXTERNAL, is_external
 from klsweep.terminal import listed
 
 NAMED = 6  # runs that a warning names; of more, how many
@@ -25,7 +26,8 @@ COLLAPSE_SHARE = 0.5  # a run collapsed if its accuracy on the trained task is b
 class Base:
     """A base model's accuracies under one evaluation; None where a suite was not asked. `run` has evaluated it.
 
-    `provenance`: in what all results of cells that began with it agree.
+    `model` is its name, with the origin of the evaluation if it is not klsweep's; `provenance`: in what all results of
+    cells that began with it agree.
     """
 
     model: str
@@ -43,6 +45,11 @@ class CellResult:
     runs: list[RunResult]
     provenance: Provenance  # of its results, without the kinds that are mixed; empty without a result
     planned: int  # seeds of the cell, those whose results are kept apart from these among them
+
+    @property
+    def origins(self) -> set[str]:
+        """Where its runs were made."""
+        return {run.origin for run in self.runs}
 
     @cached_property
     def states(self) -> dict[str, int]:
@@ -187,17 +194,18 @@ def _suite_roles(runs: Sequence[RunResult]) -> dict[str, str]:
 
 
 def _bases(cells: Sequence[CellResult], suites: Collection[str]) -> list[Base]:
-    found = dict[str, list[tuple[RunResult, Provenance]]]()
+    found = dict[str, list[tuple[RunResult, str, Provenance]]]()
     for cell in cells:
         if (run := cell.base) is not None:
             accuracies = {s: run.base_evaluation(s, ACCURACY) for s in suites}
-            found.setdefault(repr((run.plan["axes"]["model"], accuracies)), []).append((run, cell.provenance))
+            model = run.plan["axes"]["model"] + (f" {EXTERNAL}" if is_external(run.plan) else "")
+            found.setdefault(repr((model, accuracies)), []).append((run, model, cell.provenance))
     bases = list[Base]()
     for members in found.values():
-        run, made = members[0]
-        common: Provenance = {k: v for k, v in made.items() if all(other.get(k) == v for _, other in members)}
+        run, model, made = members[0]
+        common: Provenance = {k: v for k, v in made.items() if all(other.get(k) == v for *_, other in members)}
         accuracies = {s: run.base_evaluation(s, ACCURACY) for s in suites}
-        bases.append(Base(run.plan["axes"]["model"], accuracies, run, common))
+        bases.append(Base(model, accuracies, run, common))
     return bases
 
 

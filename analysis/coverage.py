@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from klsweep.analysis.compare import CellResult, Comparison
+from klsweep.record.origin import is_external
 from klsweep.terminal import listed
 
 NAMED = 6  # cells that are named; of more, how many
@@ -17,6 +18,8 @@ def coverage_lines(comparison: Comparison) -> list[str]:
     states = ", ".join(f"{count} {state}" for state, count in comparison.states.items()) or "nothing is planned"
     left_out = len(comparison.records.runs) - sum(comparison.states.values())
     head = f"{comparison.sweep}: {comparison.n_cells} cells, {sum(comparison.states.values())} runs: {states}"
+    external = sum(is_external(run.plan) for cell in comparison.cells for run in cell.runs)
+    head += f" ({external} external)" if external else ""
     lines = [head + (f" ({left_out} runs left out by --where)" if left_out else "")]
     rows = defaultdict[str, list[CellResult]](list)
     for cell in comparison.cells:

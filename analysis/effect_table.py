@@ -9,6 +9,7 @@ from klsweep.analysis.compare import CellResult, Comparison
 from klsweep.analysis.coverage import coverage_lines
 from klsweep.analysis.effects import MOST_CONTRASTS, Effect, Effects, Observation, effects
 from klsweep.analysis.explain import sign_notes
+from klsweep.analysis.external import external_notes
 from klsweep.analysis.groups import Group
 from klsweep.analysis.table import ABSENT, Column, Entry, Line, Table, label_entry, over_runs, p_text
 from klsweep.cells import varying
@@ -57,6 +58,7 @@ def effect_table(comparison: Comparison, metrics: Sequence[str] = (), baseline: 
     labels = (("axis", "axis"), ("level", "level"), ("reference", "rather than"))
     columns = [Column(*names, label=True) for names in labels] + [Column(of.name, of.title) for of in figures]
     told = [*_notes(found, len(comparison.cells) - len(cells)), *_unnamed(references), *sign_notes(rows)]
+    told += external_notes([of.metric for of in figures], [run for cell in cells for run in cell.runs])
     return Table(coverage_lines(comparison), columns, rows, told, comparison.warnings)
 
 

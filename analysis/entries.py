@@ -8,8 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from klsweep.analysis.compare import Comparison
+from klsweep.analysis.external import OTHER_KL, kl_definitions
 from klsweep.analysis.figures import Figure
 from klsweep.analysis.groups import Group
+from klsweep.analysis.load import RunResult
 from klsweep.analysis.paired import Difference, SeedsNeeded, best_of, holm, seeds_needed
 from klsweep.analysis.stability import collapse, spikes
 from klsweep.analysis.stats import bootstrap, wilson_interval
@@ -84,14 +86,21 @@ def figures(of: Figure) -> Fill:
 
     def fill(groups: Groups) -> list[Entry]:
         marks = _marks(of, groups) if of.higher_is_better is not None else {}
-        return [
-            BLANK
-            if group is None
-            else estimate_entry(group.estimate(of), group.planned, marks.get(i), diverged=group.diverged(of))
-            for i, group in enumerate(groups)
-        ]
+        return [BLANK if group is None else figure_entry(group, of, marks.get(i)) for i, group in enumerate(groups)]
 
     return fill
+
+
+def figure_entry(group: Group, of: Figure, mark: Mark | None = None) -> Entry:
+    """The mean of a figure over a group with its interval."""
+    entry = estimate_entry(group.estimate(of), group.planned, mark, diverged=group.diverged(of))
+    return told_kl(entry, group.runs, of)
+
+
+def told_kl(entry: Entry, runs: Sequence[RunResult], of: Figure) -> Entry:
+    """The entry of a KL says so if what these runs have is another's KL."""
+    found = kl_definitions(of.metric, runs) if entry is not ABSENT else []
+    return replace(entry, text=entry.text + OTHER_KL, values={**entry.values, "definition": found}) if found else entry
 
 
 def _marks(of: Figure, groups: Groups) -> dict[int, Mark]:
@@ -122,7 +131,9 @@ def differences(of: Figure, reference: Reference) -> Fill:
         return [
             BLANK
             if group is None or reference.is_baseline(group)
-            else _difference_entry(d, group, p, group.diverged(of) + reference.diverged(group, of))
+            else told_kl(
+                _difference_entry(d, group, p, group.diverged(of) + reference.diverged(group, of)), group.runs, of
+            )
             for group, d, p in zip(groups, found, adjusted, strict=True)
         ]
 

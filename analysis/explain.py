@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from klsweep.analysis import stability
 from klsweep.analysis.compare import COLLAPSE_SHARE, Comparison
 from klsweep.analysis.entries import Reference
+from klsweep.analysis.external import external_notes
 from klsweep.analysis.figures import NOTES
 from klsweep.analysis.groups import AgainstCell
 from klsweep.analysis.stats import FEW_RUNS
@@ -31,7 +32,9 @@ TROUBLE = (
 def notes(table: Table, comparison: Comparison, reference: Reference | None, pooled: bool) -> list[str]:
     """A line per thing to know, of the things that are in the table."""
     names = {column.name for column in table.columns}
+    runs = [run for cell in comparison.cells for run in cell.runs]
     lines = [" ".join([ACCURACIES, *(text for name, text in NOTES.items() if name in names)])]
+    lines += external_notes(names, runs)
     if "outcome" in names and any(cell.collapsed for cell in comparison.cells):
         lines.append(f"collapsed k/n: {_COLLAPSED}.")
     lines += sign_notes(table.rows)

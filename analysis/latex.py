@@ -15,6 +15,7 @@ SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     '"': r"\textquotedbl{}",
     "±": r"$\pm$",
     "†": r"\dag{}",
+    "‡": r"\ddag{}",
     "–": "--",
     "−": r"$-$",
     "×": r"$\times$",

@@ -17,6 +17,7 @@ from klsweep.analysis.query import connected
 from klsweep.analysis.store import RunKey
 from klsweep.record.files import Row
 from klsweep.record.folder import FINISHED, LAST_UPDATES, SweepFolder
+from klsweep.record.origin import is_external, origin
 
 DIVERGED_AT = re.compile(r"update (\d+): ")  # how the cause of a divergence begins
 
@@ -53,7 +54,7 @@ class RunResult:
     @property
     def origin(self) -> str:
         """`klsweep`, or `external` for results made elsewhere."""
-        return self.plan.get("origin", "klsweep")
+        return origin(self.plan)
 
     def evaluation(self, suite: str, metric: str) -> float | None:
         """A figure of the final evaluation, None before it or where it is not finite."""
@@ -79,7 +80,8 @@ class Records:
     """The runs of some sweeps in the order of their plans, each once, and `repeated`: how often one was left out.
 
     A run that several sweeps hold is one run: a finished one counts before others, an earlier sweep before a later. Two
-    that were evaluated otherwise, by another engine say, or trained by other code, are two.
+    that were evaluated otherwise, by another engine say, or trained by other code, are two; so are external ones with
+    other content.
     """
 
     collected: Collected
@@ -199,7 +201,8 @@ def _distinct(runs: Sequence[RunResult]) -> list[RunResult]:
 
 def _made(run: RunResult) -> tuple[str, ...]:
     """What makes another result of the same run."""
-    return tuple(str(run.status.get(key)) for key in ("eval_id", "engine", "science_hash", "plugin_hash"))
+    content = ("source_hash",) if is_external(run.plan) else ()
+    return tuple(str(run.status.get(key)) for key in ("eval_id", "engine", "science_hash", "plugin_hash", *content))
 
 
 def _columns(table: pa.Table | Path) -> list[str]:

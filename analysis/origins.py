@@ -2,7 +2,7 @@
 
 import hashlib
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from klsweep.analysis.compare import Comparison
 from klsweep.analysis.load import RunResult
 from klsweep.record.files import Row, read_json
 from klsweep.record.folder import SweepFolder
+from klsweep.record.origin import import_file, is_external
 
 SHOWN_PACKAGES = ("torch", "transformers", "numpy")
 
@@ -46,7 +47,7 @@ def origins(comparison: Comparison, sweeps: Mapping[str, SweepFolder], command: 
 def _of_sweep(name: str, sweep: SweepFolder) -> Origin:
     if not sweep.plan_file.exists():
         return Origin(f"Sweep {name}", [], ["nothing has been planned here"])
-    facts = [f"plan.jsonl: sha256 {hashlib.sha256(sweep.plan_file.read_bytes()).hexdigest()}"]
+    facts = [f"plan.jsonl: sha256 {hashlib.sha256(sweep.plan_file.read_bytes()).hexdigest()}", *_imports(sweep)]
     try:
         launches: Any = yaml.load(sweep.launches.read_bytes(), yaml.CSafeLoader) if sweep.launches.exists() else []
         overrides = [[str(word) for word in launch["overrides"]] for launch in launches or []]
@@ -54,6 +55,19 @@ def _of_sweep(name: str, sweep: SweepFolder) -> Origin:
         return Origin(f"Sweep {name}", [], [*facts, f"sweep.yaml cannot be read: {str(error).splitlines()[0]}"])
     commands = [shlex.join(["klsweep", "sweep", *words]) for words in overrides]
     return Origin(f"Sweep {name}", list(dict.fromkeys(commands)), facts)
+
+
+def _imports(sweep: SweepFolder) -> list[str]:
+    """The mappings by which external runs came in, and how many files those were read from."""
+    read = defaultdict[str, set[str]](set)
+    for row in filter(is_external, sweep.plan()):
+        try:
+            record = read_json(import_file(sweep.run(row["run_id"]).path)) or {}
+            by = f"{record['mapping']['file']} (sha256 {record['mapping']['sha256']})"
+            read[by] |= {source["file"] for source in record["sources"]}
+        except (OSError, ValueError, KeyError, TypeError):  # half-written
+            read["a mapping that is not recorded"] |= set()
+    return [f"external: imported by {by} from {len(files)} files (import.json of a run)" for by, files in read.items()]
 
 
 def _environments(runs: Iterable[RunResult], sweeps: Mapping[str, SweepFolder]) -> list[str]:

@@ -21,6 +21,7 @@ from klsweep.analysis.store import RunKey
 from klsweep.analysis.table import Table
 from klsweep.cells import varying
 from klsweep.record.folder import SweepFolder
+from klsweep.record.origin import EXTERNAL, is_external
 
 FIGURES = ("in", "out", "kl", "reward")  # of single runs
 DIGITS = 4
@@ -84,7 +85,7 @@ def _relative(folder: Path, file: Path) -> str:
 
 def _files(folder: Path) -> list[str]:
     """What can be opened of a run; a folder ends with a slash."""
-    names = ("config.yaml", "status.json", "metrics.jsonl", "eval/", "rollouts/", "attempts/")
+    names = ("config.yaml", "import.json", "status.json", "metrics.jsonl", "eval/", "rollouts/", "attempts/")
     there = set(os.listdir(folder)) if folder.is_dir() else set[str]()
     return [name for name in names if name.rstrip("/") in there]
 
@@ -94,7 +95,7 @@ def _note(run: RunResult) -> str:
     parts = [str(run.status["cause"])] if run.status.get("cause") else []
     parts += ["collapsed"] if has_collapsed(run) else []
     parts += [f"record cannot be read: {run.damage}"] if run.damage else []
-    parts += [f"origin: {run.origin}"] if run.origin != "klsweep" else []
+    parts += [EXTERNAL] if is_external(run.plan) else []
     return "; ".join(parts)
 
 

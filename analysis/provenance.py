@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from klsweep.analysis.load import RunResult
 from klsweep.errors import BadInput
+from klsweep.record.origin import EXTERNAL, is_external
 
 Kind = Literal["evaluation", "engine", "science", "plugins", "prompts", "origin"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -39,7 +40,7 @@ def _of(run: RunResult, variants: Mapping[str, Sequence[str]]) -> Provenance:
     found: Provenance = {
         "evaluation": str(run.status.get("eval_id")),
         "engine": str(run.status.get("engine")),
-        "science": str(run.status.get("science_hash")),
+        "science": EXTERNAL if is_external(run.plan) else str(run.status.get("science_hash")),
         "plugins": str(run.status.get("plugin_hash")),
         "prompts": " ".join(asked),
         "origin": run.origin,
@@ -69,14 +70,23 @@ def _prompt_variants(runs: Sequence[RunResult]) -> dict[str, list[str]]:
 
 
 def differing(found: Collection[Provenance]) -> list[Kind]:
-    """The kinds in which results differ."""
-    return [kind for kind in KINDS if len({p[kind] for p in found if kind in p}) > 1]
+    """The kinds in which results differ. Those of different origins differ by that, whatever else is known of them."""
+
+    def values(kind: Kind, where: str | None) -> set[str]:
+        return {p[kind] for p in found if kind in p and (kind == "origin" or p.get("origin") == where)}
+
+    origins = {p.get("origin") for p in found}
+    return [kind for kind in KINDS if any(len(values(kind, where)) > 1 for where in origins)]
 
 
 def warnings(found: Sequence[Provenance], mixed: Collection[Kind]) -> list[str]:
     """A line for each kind in which finished runs differ."""
     lines = []
-    for kind in differing(found):
+    told: list[Provenance] = [p.copy() for p in found]
+    for own in told if "origin" in mixed else ():
+        own.pop("origin", None)  # which does not keep apart then what differs besides
+    apart: set[Kind] = {*differing(found), *differing(told)}
+    for kind in filter(apart.__contains__, KINDS):
         values = sorted({p[kind] for p in found if kind in p})
         what = f"finished runs have {len(values)} different {NAMES[kind]} ({', '.join(values)})"
         lines.append(f"{what}: rows may not be comparable{'' if kind in mixed else f'; kept apart (--mix {kind})'}")

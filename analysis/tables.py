@@ -12,6 +12,7 @@ from klsweep.analysis.compare import ACCURACY, CellResult, Comparison
 from klsweep.analysis.latex import latex
 from klsweep.analysis.stats import Estimate
 from klsweep.analysis.table import SIGNS, Column, Entry, Table
+from klsweep.record.origin import is_external, origin
 from klsweep.terminal import console, markdown_grid, print_grid
 
 DIGITS = 9  # of a number in CSV, JSON and HTML: the last ones of a double depend on the processor and its libm
@@ -151,6 +152,8 @@ def _cell_json(comparison: Comparison, cell: CellResult) -> dict[str, Any]:
     base = cell.base
     return {
         "cell_id": cell.plan["cell_id"],
+        "origin": origin(cell.plan),
+        **({"kl_definition": cell.plan["kl_definition"]} if is_external(cell.plan) else {}),
         **cell.plan["axes"],
         "kl_coef": cell.plan["kl_coef"],
         "n_seeds": cell.n_seeds,

@@ -11,8 +11,9 @@ from klsweep.analysis.bounds import FIGURES, Asked, RunBound, recorded_component
 from klsweep.analysis.plots import SUFFIXES
 from klsweep.cells import describe
 from klsweep.commands.bound_options import Common, FromRecord, FromSamples, load_array, options, told
-from klsweep.commands.parser import OK, existing_sweep
-from klsweep.commands.runs import existing_run
+from klsweep.commands.parser import OK
+from klsweep.commands.runs import own_run
+from klsweep.commands.sweeps import own_sweep
 from klsweep.errors import BadInput
 from klsweep.record.files import finite
 from klsweep.record.folder import RunFolder, SweepFolder
@@ -38,7 +39,7 @@ def bound(words: Sequence[str], as_json: bool, plot: Path | None) -> int:
         elif SweepFolder(folder).plan_file.exists():
             _from_sweep(folder, options(FromRecord, values), as_json, plot)
         else:
-            _from_run(existing_run(folder), options(FromRecord, values), as_json, plot)
+            _from_run(own_run(folder), options(FromRecord, values), as_json, plot)
     except BadInput:
         raise
     except ValueError as error:  # what the theory refuses
@@ -283,7 +284,7 @@ def _from_sweep(folder: Path, given: FromRecord, as_json: bool, plot: Path | Non
         raise BadInput(f"--plot={str(plot)!r}: of a run; give one of the folders in {folder / 'runs'}")
     if given.costs is not None:
         raise BadInput(f"cost_decode={given.cost_decode}: of a run; give one of the folders in {folder / 'runs'}")
-    sweep = existing_sweep(folder)
+    sweep = own_sweep(folder)
     rows = [row for row in sweep.plan() if sweep.run(row["run_id"]).config.exists()]
     cells = describe(rows)
     found = [(row, run_bound(sweep.run(row["run_id"]), _asked(given))) for row in rows]

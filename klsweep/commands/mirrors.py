@@ -75,7 +75,7 @@ def _report(options: argparse.Namespace) -> int:
     if find_spec("wandb_workspaces") is None:
         raise BadInput("klsweep report needs wandb-workspaces (pip install 'klsweep[report]')")
     from klsweep.analysis.wandb_report import build_report, findings, marker, specification
-    from klsweep.mirror.account import opened, settings_of
+    from klsweep.mirror.account import checked_project, opened, settings_of
     from klsweep.mirror.report import save_report
     from klsweep.tracking import wandb_group, wandb_id
 
@@ -83,7 +83,7 @@ def _report(options: argparse.Namespace) -> int:
     name = wandb_group(sweep)
     if options.dry_run:
         settings = settings_of(sweep)
-        place = options.entity or settings["entity"] or "", options.project or settings["project"]
+        place = options.entity or settings["entity"] or "", checked_project(options.project or settings["project"])
         found = findings(sweep, name, records_of([sweep]))
         print(json.dumps(specification(build_report(found, *place, name)), indent=1))
         return OK

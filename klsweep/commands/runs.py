@@ -10,6 +10,7 @@ from klsweep.commands.parser import FAILED, OK, Commands
 from klsweep.errors import BadInput
 from klsweep.record.files import finite
 from klsweep.record.folder import RunFolder
+from klsweep.record.origin import check_own
 from klsweep.record.rollouts import Kind
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def declare(commands: Commands) -> None:
 def _logs(options: argparse.Namespace) -> int:
     from klsweep.sweep.manage import logs
 
-    print(logs(existing_run(options.run), options.attempt), end="")
+    print(logs(own_run(options.run), options.attempt), end="")
     return OK
 
 
@@ -48,7 +49,7 @@ def _inspect(options: argparse.Namespace) -> int:
     from klsweep.sweep.responses import chosen_rows, print_responses
     from klsweep.terminal import console
 
-    folder = existing_run(options.run)
+    folder = own_run(options.run)
     kind, rows = chosen_rows(folder, options.of, options.update, options.top_kl)
     siblings, left = _departure(folder)
     if options.json:
@@ -116,7 +117,7 @@ def _figure(value: float | None) -> str:
 def _run(options: argparse.Namespace) -> int:
     from klsweep.sweep.manage import run_again
 
-    folder, failed = run_again(existing_run(options.run), options.into)
+    folder, failed = run_again(own_run(options.run), options.into)
     status = folder.status()
     print(f"{folder.path}: {status['state']}{': ' + status['cause'] if status.get('cause') else ''}")
     return FAILED if failed else OK
@@ -127,4 +128,12 @@ def existing_run(path: Path) -> RunFolder:
     folder = RunFolder(path)
     if not folder.config.exists():
         raise BadInput(f"{path}: no run folder (one is <sweep>/runs/<run id> and holds config.yaml)")
+    return folder
+
+
+def own_run(path: Path) -> RunFolder:
+    """The same, of a run that klsweep carried out. BadInput for an external one."""
+    folder = existing_run(path)
+    plan = RunFolder(path.resolve()).sweep.plan()
+    check_own(row for row in plan if row["run_id"] == path.resolve().name)
     return folder

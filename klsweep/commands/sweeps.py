@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from klsweep.commands.parser import FAILED, OK, Commands, existing_sweep
 from klsweep.record.folder import SweepFolder
+from klsweep.record.origin import check_own
 
 if TYPE_CHECKING:
     from klsweep.sweep.launch_slurm import Submission
@@ -71,7 +72,7 @@ def _status(options: argparse.Namespace) -> int:
 def _retry(options: argparse.Namespace) -> int:
     from klsweep.sweep.manage import retry
 
-    sweep = existing_sweep(options.sweep)
+    sweep = own_sweep(options.sweep)
     outcome = retry(sweep, options.only, options.overrides)
     if outcome is None:
         which = f" that matches --only {options.only}" if options.only else ""
@@ -83,7 +84,7 @@ def _retry(options: argparse.Namespace) -> int:
 def _cancel(options: argparse.Namespace) -> int:
     from klsweep.sweep.manage import cancel
 
-    marked = cancel(existing_sweep(options.sweep), options.runs)
+    marked = cancel(own_sweep(options.sweep), options.runs)
     print(
         f"cancelled {len(marked)} runs; those at work end after their update "
         "(klsweep retry --only cancelled brings them back)"
@@ -105,3 +106,10 @@ def _clean(options: argparse.Namespace) -> int:
     total = sum(entry.bytes for entry in found) / 2**20
     print(f"{'would remove' if options.dry_run else 'removed'} {len(found)} entries, {total:.2f} MiB")
     return OK
+
+
+def own_sweep(path: Path) -> SweepFolder:
+    """The sweep folder at `path`, of runs that klsweep can carry out. BadInput for external ones."""
+    sweep = existing_sweep(path)
+    check_own(sweep.plan())
+    return sweep

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from klsweep.commands.parser import FAILED, OK, Commands
-from klsweep.commands.runs import existing_run
+from klsweep.commands.runs import own_run
 from klsweep.commands.sweeps import conclude
 
 
@@ -50,7 +50,7 @@ def _eval(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from klsweep.sweep.export import export
 
-    verdict = export(existing_run(options.run), options.update, options.folder, options.overwrite)
+    verdict = export(own_run(options.run), options.update, options.folder, options.overwrite)
     found = f"largest difference of a log-probability {verdict.largest:g} nats, allowed {verdict.allowed:g}"
     what = f"{verdict.tokens} tokens of {verdict.sequences} recorded responses read again: {found}"
     print(f"{options.folder}: {'verified' if verdict.passed else 'NOT WHAT WAS TRAINED'}: {what}")

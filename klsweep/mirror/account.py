@@ -14,6 +14,7 @@ import yaml
 from klsweep.errors import BadInput
 from klsweep.mirror.content import Held
 from klsweep.record.folder import SweepFolder
+from klsweep.record.origin import is_external
 
 ANSWER_SECONDS = 30  # for one question
 RETRIES = 2  # of a question, after seconds
@@ -84,6 +85,7 @@ def opened(sweep: SweepFolder, project: str | None, entity: str | None) -> Itera
     retries: dict[str, Any] = {"x_graphql_retry_max": RETRIES, "x_graphql_retry_wait_min_seconds": 1}
     wandb.setup(wandb.Settings(mode="online", silent=True, **retries))  # online, whatever WANDB_MODE says for training
     settings, client = settings_of(sweep), wandb.setup().settings
+    project = checked_project(project or settings["project"])
     url = client.base_url
     with answers(url):
         if not wandb.login(prompt=False, verify=False):
@@ -94,15 +96,24 @@ def opened(sweep: SweepFolder, project: str | None, entity: str | None) -> Itera
     if entity not in choices:
         raise BadInput(f"entity={entity!r}: not one that this W&B API key may write to (choices: {', '.join(choices)})")
     with tempfile.TemporaryDirectory(prefix="klsweep-wandb-", ignore_cleanup_errors=True) as scratch:
-        yield Account(entity, project or settings["project"], url, client.app_url, Path(scratch), api)
+        yield Account(entity, project, url, client.app_url, Path(scratch), api)
 
 
 def settings_of(sweep: SweepFolder) -> dict[str, Any]:
-    """The `wandb` node of the first run of a sweep that has a configuration."""
+    """The `wandb` node of the first run of a sweep that has a configuration; external runs have none."""
     for row in sweep.plan():
+        if is_external(row):
+            return {"entity": None, "project": None}
         if (config := sweep.run(row["run_id"]).config).exists():
             return yaml.load(config.read_text(), Loader=yaml.CSafeLoader)["wandb"]
     raise BadInput(f"{sweep.path}: no run of it has begun")
+
+
+def checked_project(project: str | None) -> str:
+    """BadInput without one."""
+    if project is None:
+        raise BadInput("--project: missing, and external runs name no W&B project")
+    return project
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 from klsweep.cells import describe
 from klsweep.record.files import Row, read_json, read_rows
 from klsweep.record.folder import FINISHED, STATES, RunFolder, SweepFolder
+from klsweep.record.origin import EXTERNAL, is_external
 from klsweep.tracking import flat, wandb_group, wandb_id
 
 STATE, CAUSE, UPDATE = "klsweep/state", "klsweep/cause", "klsweep/update"
@@ -23,7 +24,8 @@ class Differs(Exception):
 class Content:
     """A run as W&B is to show it. `rows` of `metrics.jsonl` in order, each an update's figures.
 
-    `withheld` counts rows that a resumed run may write anew, otherwise: they wait until it cannot.
+    `marks` are tags beside the state. `withheld` counts rows that a resumed run may write anew, otherwise: they wait
+    until it cannot.
     """
 
     run_id: str
@@ -31,6 +33,7 @@ class Content:
     name: str
     group: str
     job_type: str
+    marks: tuple[str, ...]
     state: str
     host: str | None
     config: Row
@@ -73,7 +76,9 @@ def contents(sweep: SweepFolder, statuses: Mapping[str, Row]) -> dict[str, Calla
 def _content(sweep: SweepFolder, plan: Row, status: Row, cell: str) -> Content:
     folder = sweep.run(plan["run_id"])
     recorded = list(read_rows(folder.metrics))
-    rows = recorded if status["state"] in FINISHED else _settled(folder, recorded)
+    external = is_external(plan)
+    made = {"origin": EXTERNAL, "kl_definition": plan["kl_definition"]} if external else {}
+    rows = recorded if external or status["state"] in FINISHED else _settled(folder, recorded)
     group = wandb_group(sweep)
     # `run`, `sweep` or `group` alone would be taken for W&B's own by wandb-workspaces, even in a configuration
     ids = {"run_id": folder.run_id, "cell_id": plan["cell_id"], "cell": cell, "sweep_name": group}
@@ -86,10 +91,11 @@ def _content(sweep: SweepFolder, plan: Row, status: Row, cell: str) -> Content:
         wandb_id=wandb_id(folder),
         name=f"{cell} seed {plan['seed']}",
         group=group,
-        job_type="evaluate" if "evaluates" in plan else "train",
+        job_type=EXTERNAL if external else "evaluate" if "evaluates" in plan else "train",
+        marks=(EXTERNAL,) if external else (),
         state=status["state"],
-        host=status.get("node"),
-        config={key: value for key, value in flat({**axes, **fields, **ids, **code}).items() if value is not None},
+        host=EXTERNAL if external else status.get("node"),
+        config={k: value for k, value in flat({**axes, **fields, **ids, **code, **made}).items() if value is not None},
         summary={**_latest(stamped), STATE: status["state"], CAUSE: status.get("cause") or ""},
         rows=stamped,
         withheld=len(recorded) - len(rows),
@@ -179,9 +185,9 @@ def _agree(there: Any, here: Any) -> bool:
 
 
 def tags(content: Content, held: Held | None) -> tuple[str, ...]:
-    """The state as a tag, beside the tags that users have given."""
-    theirs = held.tags - set(STATES) if held is not None else set()
-    return (*sorted(theirs), content.state)
+    """The state and marks as tags, beside the tags that users have given."""
+    theirs = held.tags - {*STATES, *content.marks} if held is not None else set()
+    return (*sorted(theirs), *content.marks, content.state)
 
 
 def facts_agree(content: Content, held: Held) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 from hydra.core.override_parser.types import Override
 
+from klsweep.cells import AXES
 from klsweep.config.build import Builder, RunSpec
 from klsweep.config.compose import Composer, check_key, parse_overrides, resolve, sweep_values
 from klsweep.config.grid import Exclusion, expand, with_values
@@ -24,9 +25,10 @@ from klsweep.errors import BadInput
 from klsweep.objective.objective import build_objective
 from klsweep.record.files import Row, read_json
 from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
+from klsweep.record.origin import check_own
 from klsweep.sweep.notes import evaluation_notes
 from klsweep.sweep.plan import Plan, check_engines, where
-from klsweep.sweep.planned import AXES, PlannedRun, suite_roles
+from klsweep.sweep.planned import PlannedRun, suite_roles
 from klsweep.sweep.status import observe
 
 WHICH = ("last", "all")
@@ -120,6 +122,7 @@ def _found(
 def _kept(sweep: SweepFolder, rows: Sequence[Row], which: str) -> tuple[list[Weights], list[Exclusion]]:
     """The weights that these runs have kept, and the runs that have none."""
     found, left_out = list[Weights](), list[Exclusion]()
+    check_own(rows)
     for row in rows:
         run = sweep.run(row["run_id"])
         if "evaluates" in row:

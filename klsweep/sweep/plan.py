@@ -23,6 +23,7 @@ from klsweep.errors import BadInput
 from klsweep.objective.objective import Undefined, build_objective
 from klsweep.record.files import Row, append_text, write_text
 from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
+from klsweep.record.origin import is_external
 from klsweep.sweep.notes import evaluation_notes, expectation_notes, inert_notes
 from klsweep.sweep.planned import PlannedRun, planned_run
 from klsweep.sweep.resources import Local
@@ -221,6 +222,8 @@ def _sweep_folder(cells: list[Cell]) -> SweepFolder:
     sweep = SweepFolder(Path(folders[0]))
     if not folders[0] or not sweep.plan_file.exists():  # one that is there can be looked at, if nothing else
         check_writable(folders[0])
+    if any(map(is_external, sweep.plan())):
+        raise BadInput(f"sweep_dir={folders[0]}: holds external runs (klsweep import): give another folder")
     return sweep
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from klsweep.cells import AXES
 from klsweep.config.build import RunSpec
 from klsweep.config.grid import Cell
 from klsweep.config.identity import NEUTRAL, Canonical, canonical, cell_id, eval_id, run_id, with_neutral
@@ -13,8 +14,6 @@ from klsweep.record.files import Row
 from klsweep.tasks.base import shared_prompts
 from klsweep.tasks.reward import LearnedReward
 
-AXES = ("model", "adapter", "estimator", "placement", "clip", "correction", "sampling")
-AXES += ("algorithm", "task", "reward", "rollout")
 SIMPLE_PLACEMENTS = {"NoKL": "none", "InReward": "reward", "InLoss": "loss"}  # what a half with β = 0 leaves
 
 

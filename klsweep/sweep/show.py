@@ -15,6 +15,7 @@ from rich.text import Text
 
 from klsweep.cells import describe
 from klsweep.record.folder import SweepFolder
+from klsweep.record.origin import is_external
 from klsweep.sweep.launch_slurm import Submission
 from klsweep.sweep.resources import Slurm
 from klsweep.sweep.status import sweep_status
@@ -41,6 +42,8 @@ def print_status(status: dict[str, Any]) -> None:
 def status_lines(status: dict[str, Any]) -> Group:
     """What `print_status` shows, for a live display too."""
     counts = ", ".join(f"{n} {state}" for state, n in status["counts"].items())
+    external = sum(map(is_external, status["runs"]))
+    counts += f" ({external} external)" if external else ""
     parts: list[Any] = [Text(f"{status['sweep']}: {len(status['runs'])} runs: {counts}", style="bold")]
     if status["slurm"] is not None:
         parts.append(Text(f"SLURM does not answer, so states are as last recorded: {status['slurm']}", style="red"))

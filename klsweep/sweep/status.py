@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from klsweep.record.claims import PATIENCE_SECONDS, Owner
 from klsweep.record.files import Row, last_row
 from klsweep.record.folder import FINISHED, KEPT_FACTS, RunFolder, SweepFolder
+from klsweep.record.origin import is_external, origin
 from klsweep.record.rollouts import verifier_errors
 from klsweep.sweep import cluster
 from klsweep.sweep.submissions import Placed, clusters, log_file, mark, queued, submitted
@@ -147,10 +148,11 @@ def sweep_status(sweep: SweepFolder) -> dict[str, Any]:
 def _run_row(sweep: SweepFolder, planned: Row, observed: Observed) -> Row:
     status, queue = observed.status, observed.queue
     folder, begun = sweep.run(planned["run_id"]), status["state"] != "pending"
-    last = last_row(folder.timing) if begun else None
+    last = last_row(folder.metrics if is_external(planned) else folder.timing) if begun else None
     errors, error = verifier_errors(folder) if begun else (0, None)
     return {
         **{key: planned[key] for key in ("run_id", "cell_id", "seed", "axes", "kl_coef", "fields")},
+        "origin": origin(planned),
         "state": status["state"],
         "cause": _cause(sweep, planned["run_id"], observed),
         "attempt": status["attempt"],

@@ -281,18 +281,21 @@ def test_results_made_otherwise_are_rows_apart_unless_asked(sweep):
     comparison = compare(sweep)
     table = build(comparison, Layout())
     assert [c.title for c in table.columns][3:5] == ["code", "origin"]
-    shown = [[entry.text for entry in line.entries[3:7]] for line in table.rows[1:]]
+    assert [line.entries[0].text for line in table.rows[:2]] == ["base tiny", "base tiny external"]
+    shown = [[entry.text for entry in line.entries[3:7]] for line in table.rows[2:]]
     assert shown == [
         ["s1", "klsweep", "1/4", "0.800*"],
         ["s2", "klsweep", "1/4", "0.600*"],
-        ["s1", "external", "1/4", "0.100*"],
+        ["external", "external", "1/4", "0.100*"],
     ]
     assert table.coverage[1] == (
         "of 1 cells 0 have all their results; 1 have fewer than planned (k1 loss β=0.1 on_policy)"
     )
-    assert table.coverage[0].endswith("1 cells, 4 runs: 3 done, 1 pending")
+    assert table.coverage[0].endswith("1 cells, 4 runs: 3 done, 1 pending (1 external)")
     mixed = build(compare(sweep, mix=["all"]), Layout())
-    assert [line.entries[4].text for line in mixed.rows[1:]] == ["0.500 ±0.896*"]
+    assert [[e.text for e in line.entries[3:6]] for line in mixed.rows[1:]] == [
+        ["external, klsweep", "3/4", "0.500 ±0.896*"]
+    ]
     assert len(mixed.warnings) == 2
 
 

@@ -5,7 +5,18 @@ import os
 import sys
 from collections.abc import Sequence
 
-from klsweep.commands import analysis, bounds, bundles, composing, mirrors, reproduction, runs, sweeps, weights
+from klsweep.commands import (
+    analysis,
+    bounds,
+    bundles,
+    composing,
+    exchange,
+    mirrors,
+    reproduction,
+    runs,
+    sweeps,
+    weights,
+)
 from klsweep.commands.parser import BAD_INPUT, FAILED, OK, Commands
 from klsweep.errors import BadInput
 from klsweep.sweep.cluster import NoAnswer
@@ -33,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Options and overrides in any order: argparse alone stops collecting overrides at the first option."""
     commands = Commands()
-    for part in (composing, sweeps, runs, mirrors, weights, analysis, bounds, bundles, reproduction):
+    for part in (composing, sweeps, runs, mirrors, weights, analysis, bounds, exchange, bundles, reproduction):
         part.declare(commands)
     options, rest = commands.parser.parse_known_args(arguments)
     if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "overrides")):

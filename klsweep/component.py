@@ -44,7 +44,7 @@ def one_line(error: ValidationError, cls: type, prefix: str) -> str:
         if "ctx" not in first:
             return f"{prefix}{first['msg']}"
         text = str(first["ctx"]["error"])
-        return text if text.startswith(prefix) else f"{prefix.rstrip('.')}: {text}"
+        return text if text.startswith(prefix) else f"{prefix.rstrip('.: ')}: {text}"
     if first["type"] in ("unexpected_keyword_argument", "missing", "missing_keyword_only_argument"):
         names = ", ".join(f.name for f in fields(cls))
         problem = "unknown key" if first["type"] == "unexpected_keyword_argument" else "missing"

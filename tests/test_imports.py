@@ -15,6 +15,7 @@ LAYERS = [
     {"record", "tasks", "theory"},
     {"cells"},
     {"config"},
+    {"external"},
     {"objective"},
     {"model"},
     {"rollout", "tracking"},
@@ -79,7 +80,7 @@ def loaded_after(code: str) -> set[str]:
     [
         ("import klsweep.cli, klsweep.sweep.status, klsweep.sweep.show", {"torch", "hydra", "wandb", "transformers"}),
         (
-            "import klsweep.cli, klsweep.analysis.compare, klsweep.analysis.tables",
+            "import klsweep.cli, klsweep.analysis.compare, klsweep.analysis.tables, klsweep.external.write",
             {"torch", "hydra", "wandb", "pandas"},
         ),
         (

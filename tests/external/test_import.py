@@ -204,6 +204,22 @@ def test_a_sweep_of_our_own_and_an_import_do_not_share_a_folder(tmp_path, capsys
     assert len(list((own.path / "runs").iterdir())) == 6
 
 
+def test_no_sweep_is_launched_into_a_folder_of_them(imported, capsys):
+    assert main(["plan", f"sweep_dir={imported[1].path}"]) == 2
+    assert "holds external runs (klsweep import): give another folder" in capsys.readouterr().err
+
+
+def test_a_report_needs_a_project_and_marks_them(imported, capsys):
+    command = ["report", str(imported[1].path), "--dry-run"]
+    assert main(command) == 2
+    assert "--project: missing, and external runs name no W&B project" in capsys.readouterr().err
+    assert main([*command, "--project", "mine"]) == 0
+    text = capsys.readouterr().out
+    assert "(6 external)" in text
+    assert "k1 loss \\u03b2=0.4 on_policy external" in text
+    assert "| external | 3/3 |" in text
+
+
 def test_the_example_of_the_docs(in_tmp, capsys):
     """Means by hand: k1 (4/6, 6/6) on gsm8k, k3 (4/6, 5/6); on math500 (4/8, 6/8) and (3/8, 4/8)."""
     shutil.copytree(ROOT / "examples" / "import", in_tmp / "examples" / "import")
@@ -215,11 +231,12 @@ def test_the_example_of_the_docs(in_tmp, capsys):
         shown += [f"$ klsweep {command}", *(line.rstrip() for line in capsys.readouterr().out.splitlines())]
     assert len(shown) > 10
     assert "\n".join(shown).rstrip() in text
+    comparison = compare(SweepFolder(in_tmp / "sweeps" / "trl"))
     found = {
-        (cell.plan["axes"]["estimator"], suite): cell.estimate(comparison.figure(suite)).mean
-        for comparison in [compare(SweepFolder(in_tmp / "sweeps" / "trl"))]
+        (cell.plan["axes"]["estimator"], name): estimate.mean
         for cell in comparison.cells
-        for suite in ("gsm8k", "math500", "kl/k1_sequence")
+        for name in ("gsm8k", "math500", "kl/k1_sequence")
+        if (estimate := cell.estimate(comparison.figure(name))) is not None
     }
     assert found == {
         ("k1", "gsm8k"): pytest.approx((4 / 6 + 1) / 2),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from klsweep.analysis.build import Layout, build
 from klsweep.analysis.compare import compare
 from klsweep.cli import main
 from klsweep.record.files import read_rows
@@ -188,3 +189,37 @@ def test_one_file_of_all_runs_is_taken_apart_by_its_columns(in_tmp):
     assert runs[0.5, 3].base_evaluation("add", "pass@1") == 3.0
     assert runs[0.5, 4].final_eval is None
     assert runs[None, 3].status["cause"] == "out of memory"
+
+
+def imported(into: str, **changes) -> SweepFolder:
+    """The mapping with these keys, imported."""
+    Path("m.yaml").write_text(yaml.safe_dump({**copy.deepcopy(MAPPING), **changes}))
+    assert main(["import", "m.yaml", "--into", into]) == 0
+    return SweepFolder(Path(into))
+
+
+def test_a_kl_that_is_declared_to_be_klsweeps_has_no_mark(files):
+    figures = {"update": "step", "kl/k1_sequence": "reward"}
+    plain = imported("a", metrics=figures, kl_definition="klsweep")
+    other = imported("b", metrics=figures, kl_definition="per token")
+    layout = Layout(columns=["kl/k1_sequence"])
+    texts = [[line.entries[-1].text for line in build(compare(sweep), layout).rows] for sweep in (plain, other)]
+    assert texts == [["0.500 ±0.000"], ["0.500 ±0.000‡"]]
+
+
+def test_equal_labels_are_one_run_only_with_equal_content(files):
+    first = imported("a")
+    (files / "log0.csv").write_text(LOG.replace("0.2", "0.4"))
+    second = imported("b")
+    assert [row["run_id"] for row in first.plan()] == [row["run_id"] for row in second.plan()]
+    found = compare(first, second)
+    assert sorted((run.key.sweep, run.seed) for run in found.records.runs) == [("a", 0), ("a", 1), ("b", 0)]
+    assert found.warnings == ["1 runs are in several of these sweeps and count once"]
+
+
+def test_evaluations_are_alike_only_if_they_are_declared_so(files):
+    undeclared = [imported(into, name=into).plan()[0]["eval_id"] for into in ("a", "b")]
+    declared = [imported(into, name=into, evaluation={"temperature": 1}).plan()[0]["eval_id"] for into in ("c", "d")]
+    assert undeclared[0] != undeclared[1]
+    assert declared[0] == declared[1]
+    assert declared[0] not in undeclared

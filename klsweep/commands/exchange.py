@@ -39,6 +39,6 @@ def _import(options: argparse.Namespace) -> int:
     if done.others:
         print(f"{len(done.others)} runs of this folder are not of this mapping, and stay as they are")
     if bare:
-        print(f"{len(bare)} runs have no evaluation at their last update, and count as not evaluated, as {bare[0]}")
+        print(f"{len(bare)} runs have no evaluation after their last update, and count as not evaluated, as {bare[0]}")
     print(f"klsweep compare {sweep.path}")
     return OK

@@ -207,6 +207,22 @@ def test_a_kl_that_is_declared_to_be_klsweeps_has_no_mark(files):
     assert texts == [["0.500 ±0.000"], ["0.500 ±0.000‡"]]
 
 
+def test_items_are_of_the_end_of_a_run_which_its_log_need_not_reach(files, capsys):
+    """Updates 1 and 2 are logged. Of 5 planned ones, a run that is done has made 5, one that diverged 2."""
+    ends = {}
+    for state in ("done", "diverged"):
+        labels = {**LABELS, "state": state, "updates": 5}
+        sweep = imported(state, runs=[{**MAPPING["runs"][0], "labels": labels}])
+        run = compare(sweep).records.runs[0]
+        ends[state] = run.last[-1]["update"], run.evaluation("add", "pass@1"), run.training("reward/mean")
+    assert ends == {"done": (5, 0.75, 0.5), "diverged": (2, 0.75, 0.5)}
+    assert "not evaluated" not in capsys.readouterr().out
+    logged = {"metrics": "log{seed}.csv", "labels": {**LABELS, "state": "done", "updates": 5}}
+    early = imported("early", runs=[logged], metrics={"update": "step", "eval/add/pass@1": "reward"})
+    assert "2 runs have no evaluation after their last update, and count as not evaluated" in capsys.readouterr().out
+    assert [run.final_eval for run in compare(early).records.runs] == [None, None]
+
+
 def test_equal_labels_are_one_run_only_with_equal_content(files):
     first = imported("a")
     (files / "log0.csv").write_text(LOG.replace("0.2", "0.4"))

@@ -40,7 +40,7 @@ class Reference(Protocol):
 
     def is_baseline(self, group: Group) -> bool: ...
 
-    def diverged(self, group: Group, of: Figure) -> int: ...
+    def against(self, group: Group) -> Group: ...
 
     def difference(self, group: Group, of: Figure) -> Difference | None: ...
 
@@ -131,22 +131,21 @@ def differences(of: Figure, reference: Reference) -> Fill:
         return [
             BLANK
             if group is None or reference.is_baseline(group)
-            else told_kl(
-                _difference_entry(d, group, p, group.diverged(of) + reference.diverged(group, of)), group.runs, of
-            )
+            else _difference_entry(d, p, of, group, reference.against(group))
             for group, d, p in zip(groups, found, adjusted, strict=True)
         ]
 
     return fill
 
 
-def _difference_entry(found: Difference | None, group: Group, p: float | None, diverged: int) -> Entry:
+def _difference_entry(found: Difference | None, p: float | None, of: Figure, group: Group, other: Group) -> Entry:
     if found is None:
         return ABSENT
     planned = max(cell.planned for cell in group.cells)
-    entry = estimate_entry(found.estimate, planned, sign=True, diverged=diverged)
+    entry = estimate_entry(found.estimate, planned, sign=True, diverged=group.diverged(of) + other.diverged(of))
     values = {**entry.values, "p": found.p, "p_holm": p, "alone": found.alone, "baseline_alone": found.baseline_alone}
-    return replace(entry, text=entry.text if p is None else f"{entry.text}, {p_text(p)}", values=values)
+    entry = replace(entry, text=entry.text if p is None else f"{entry.text}, {p_text(p)}", values=values)
+    return told_kl(entry, [*group.runs, *other.runs], of)
 
 
 def seeds(of: Figure, reference: Reference, difference: float) -> Fill:

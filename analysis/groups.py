@@ -61,9 +61,9 @@ class AgainstBase:
         """True if a row is the baseline itself."""
         return False
 
-    def diverged(self, group: Group, of: Figure) -> int:
+    def against(self, group: Group) -> Group:
         """No run is part of the baseline."""
-        return 0
+        return Group([])
 
     def difference(self, group: Group, of: Figure) -> Difference | None:
         """Mean over cells of what their runs have gained; None for a figure of training, which the base has none of."""
@@ -105,9 +105,9 @@ class AgainstCell:
         """True if a row is the baseline itself."""
         return all(cell.plan["cell_id"] in self._ids for cell in group.cells)
 
-    def diverged(self, group: Group, of: Figure) -> int:
-        """Runs that diverged among those of what a row is held against."""
-        return Group([base for cell in group.cells if (base := self.baseline(cell)) is not None]).diverged(of)
+    def against(self, group: Group) -> Group:
+        """What a row is held against."""
+        return Group([base for cell in group.cells if (base := self.baseline(cell)) is not None])
 
     def difference(self, group: Group, of: Figure) -> Difference | None:
         """Paired by seed, and over common items where two runs were not asked the same."""

@@ -61,6 +61,9 @@ def test_prompts_are_recognised_and_cells_held_against_each_other_when_asked(imp
     assert [line.entries[-1].text for line in apart.rows if line.cells] == ["", "", "–", "–"]
     found = [line.entries[-1].values for line in mixed.rows if line.cells][2:]
     assert [(values["mean"], values["n"]) for values in found] == [(0.0, 3), (0.0, 3)]
+    kl = Layout(rows=["origin", "kl.coef"], columns=["kl"], baseline=["origin=external"])
+    told = [line.entries[-1].text for line in build(compare(*imported, mix=["all"]), kl).rows if line.cells]
+    assert [text.count("‡") for text in told] == [1, 1, 0, 0]  # of the baseline's KL, which is another
     pooled = build(compare(*imported, mix=["all"]), Layout(columns=["runs"]))
     assert [[e.text for e in line.entries[-2:]] for line in pooled.rows if line.cells] == 2 * [
         ["external, klsweep", "6/6"]

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from klsweep.commands.analysis import add_choice, choice_of
-from klsweep.commands.parser import FAILED, OK, Commands
-from klsweep.commands.sweeps import existing_sweep
+from klsweep.commands.parser import FAILED, OK, Commands, existing_sweep
 from klsweep.errors import BadInput
 from klsweep.terminal import print_grid, progress
 

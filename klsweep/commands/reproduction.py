@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klsweep.commands.analysis import add_cache, records_of
-from klsweep.commands.parser import OK, Commands
-from klsweep.commands.sweeps import existing_sweep
+from klsweep.commands.parser import OK, Commands, existing_sweep
 from klsweep.errors import BadInput
 from klsweep.record.files import write_text
 from klsweep.terminal import console, print_grid, progress

@@ -359,7 +359,9 @@ def test_rates_are_of_seeds_though_each_has_two_results(tmp_path):
     sentences = headline(comparison, effect_table(comparison), ["base"])
     assert sum(line.startswith("3 of 3 ended runs diverged") for line in sentences) == 1
     (stability,) = stability_maps(comparison)
-    assert (stability.rates[0][0][:2], stability.planned) == ((3, 3), [[3]])
+    rate = stability.rates[0][0]
+    assert rate is not None
+    assert (rate.k, rate.n, stability.planned) == (3, 3, [[3]])
 
 
 def test_where_chooses_runs_and_says_how_many_are_left_out(study):

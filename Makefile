@@ -38,7 +38,7 @@ sweep: install
 # By files, in more processes than cores: some wait, for a SLURM or a worker process.
 PROCESSES ?= 3
 test: install
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder --durations 15
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations 15
 
 check: test
 	$(BIN)/ruff check .

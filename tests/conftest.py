@@ -1,7 +1,5 @@
 """What several test files share: components without Hydra, and a sweep run once."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -14,18 +12,14 @@ from klsweep.objective.placement import InLoss, InReward, InRewardAndLoss, NoKL,
 from klsweep.objective.regulariser import KL
 
 torch.set_num_threads(1)  # the shipped policy is too small for more
-TESTS = Path(__file__).resolve().parent
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
+FIRST = ("test_torture.py", "test_slurm.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For tests in several processes: those of a file stay together, for they share what is made once; so do all that
-    need a SLURM, which share a cluster, and begin first, for they mostly wait.
-    """
-    for item in items:
-        file = item.path.relative_to(TESTS)
-        item.add_marker(pytest.mark.xdist_group("slurm" if file.parts[0] == "slurm" else str(file)))
-    items.sort(key=lambda item: item.path.parent != TESTS / "slurm")
+    """What mostly waits for a SLURM begins first, so that other processes can work meanwhile."""
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 def algorithm(

@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import multiprocessing.resource_tracker
+import multiprocessing.spawn
 import os
 import shutil
 import signal
@@ -216,6 +218,18 @@ def test_a_second_launcher_leaves_running_runs_alone(in_tmp):
     assert configs == [sweep.run(row["run_id"]).config.stat().st_mtime_ns for row in sweep.plan()]
     assert launcher.wait(timeout=400) == 0
     assert [sweep.run(row["run_id"]).status()["attempt"] for row in sweep.plan()] == [1, 1]
+
+
+def test_workers_that_do_not_start_are_told_and_end_the_sweep(tmp_path, monkeypatch):
+    multiprocessing.resource_tracker.ensure_running()
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(shutil.which("false") or ""))
+    folders = [RunFolder(tmp_path / "runs" / name) for name in "abcdefgh"]
+    seen = []
+    with pytest.raises(OSError, match="worker processes end with exit code 1 before they begin a run"):
+        launch(Local(parallel=2, threads=1), folders, lambda *_: None, lambda folder, status: seen.append(status))
+    assert len(seen) <= 3  # two workers and one more: the other runs are left alone
+    assert {status["cause"] for status in seen} <= {"the worker process ended with exit code 1 before it began"}
+    assert multiprocessing.active_children() == []
 
 
 def test_an_error_in_the_launcher_ends_its_idle_workers_too(tmp_path):

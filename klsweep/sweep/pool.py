@@ -35,6 +35,19 @@ class _Worker:
     process: Any
     connection: Connection
     folder: RunFolder | None = None
+    reported: bool = False
+
+    def holds(self) -> bool:
+        """True if the latest attempt at the run that it was given is its own."""
+        if self.folder is None:
+            return False
+        turns = self.folder.attempts
+        return turns.claim(turns.latest()).get("owner", {}).get("pid") == self.process.pid
+
+    def end(self) -> str:
+        """How its process ended."""
+        code = self.process.exitcode
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 class Pool:
@@ -61,6 +74,7 @@ class Pool:
         self._on_update, self._on_end = on_update, on_end
         self._grace, self._deadline = grace_seconds, float("inf")
         self._oom = _OomCounter()
+        self._stillborn = 0  # workers in a row that ended before they had begun a run
 
     def __enter__(self) -> "Pool":
         self._handlers = {number: signal.signal(number, self._stop) for number in _heeded()}
@@ -71,7 +85,10 @@ class Pool:
             signal.signal(number, handler)
 
     def run(self, folders: Sequence[RunFolder]) -> None:
-        """Execute every run; one that fails, or whose worker dies, takes no other with it."""
+        """Execute every run; one that fails, or whose worker dies, takes no other with it.
+
+        OSError if worker after worker ends before it begins a run: something is wrong here, and not with the runs.
+        """
         queue = deque(folders)
         try:
             for place in range(min(self._size, len(queue))):
@@ -97,6 +114,7 @@ class Pool:
                 self._bury(worker, queue)
                 continue
             assert worker.folder is not None
+            worker.reported = True
             if kind == "update":
                 self._on_update(worker.folder, *content)
             else:
@@ -142,23 +160,28 @@ class Pool:
         place = self._workers.index(worker)
         self._workers.remove(worker)
         if worker.folder is not None:
-            self._on_end(worker.folder, self._ended(worker.folder, worker.process))
+            self._on_end(worker.folder, self._ended(worker.folder, worker))
+        if worker.reported or worker.holds():
+            self._stillborn = 0
+        elif worker.process.exitcode != 0 and self.stopped is None:
+            self._stillborn += 1
+        if self._stillborn > self._size:
+            raise OSError(f"worker processes end with {worker.end()} before they begin a run; nothing is lost")
         if queue and self.stopped is None:
             self._start(place)
             self._give(self._workers[place], queue)
 
-    def _ended(self, folder: RunFolder, process: Any) -> Row:
+    def _ended(self, folder: RunFolder, worker: _Worker) -> Row:
         """The status of a run whose worker is dead, ended by us if the worker could not."""
         number = folder.attempts.latest()
-        owner = folder.attempts.claim(number).get("owner", {})
-        if owner.get("pid") != process.pid or folder.attempts.end_of(number) is not None:
+        if not worker.holds():
+            return {"cause": f"the worker process ended with {worker.end()} before it began", **folder.status()}
+        if folder.attempts.end_of(number) is not None:
             return folder.status()
-        code = process.exitcode
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        state, cause = "failed", f"vanished: the worker process ended with {how}"
+        state, cause = "failed", f"vanished: the worker process ended with {worker.end()}"
         if self.stopped is not None and time.monotonic() > self._deadline:
             state, cause = self.stopped, "killed: no update ended in time after the signal"
-        elif code == -signal.SIGKILL and self._oom.rose():
+        elif worker.process.exitcode == -signal.SIGKILL and self._oom.rose():
             cause = "vanished: out of memory (the memory limit's cgroup killed the worker process)"
         try:
             if folder.end(number, state, cause):

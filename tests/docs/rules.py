@@ -33,6 +33,7 @@ HUB = "its model and data are on the hub"
 
 RULES = [
     Rule("", page=r"docs/faq\.md", code=2, says=True),
+    Rule("", page=r"docs/reproduction\.md", parsed="160 runs, half an hour of processor time: make reproduction"),
     # not klsweep
     Rule(r"^make sweep$", replace=(("make sweep", f"klsweep sweep experiment=quickstart {SMALL} seed=0"),)),
     Rule(r"^make test$", parsed="the tests themselves, minutes"),

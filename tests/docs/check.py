@@ -128,7 +128,8 @@ def _execute(bench: Bench, command: Command, rule: Rule, report: Report) -> None
     text = command.text
     for old, new in rule.replace:
         text = text.replace(old, new)
-    text = bench.bound(f"{text} {rule.append}".strip())
+    text = f"{text} {rule.append}".strip()
+    text = text if rule.code else bench.bound(text)  # what is meant to fail does so as it stands
     start = time.monotonic()
     done = bench.run(text)
     seconds = time.monotonic() - start

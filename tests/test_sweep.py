@@ -216,8 +216,10 @@ def test_a_second_launcher_leaves_running_runs_alone(in_tmp):
     assert second.returncode == 0, second.stderr
     assert "0 done, 2 running or queued elsewhere, 0 to run" in second.stdout
     assert configs == [sweep.run(row["run_id"]).config.stat().st_mtime_ns for row in sweep.plan()]
-    assert launcher.wait(timeout=400) == 0
-    assert [sweep.run(row["run_id"]).status()["attempt"] for row in sweep.plan()] == [1, 1]
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(timeout=120) == 1
+    ended = [sweep.run(row["run_id"]).status() for row in sweep.plan()]
+    assert [(status["state"], status["attempt"]) for status in ended] == [("preempted", 1)] * 2
 
 
 def test_workers_that_do_not_start_are_told_and_end_the_sweep(tmp_path, monkeypatch):

@@ -51,6 +51,7 @@ def test_a_sweep_trains_every_cell_and_prints_a_table(sweep):
     runs = sorted((folder / "sweeps/default/runs").iterdir())
     assert len(runs) == 6
     for run in runs:
+        assert RunFolder(run).status()["engine"] == "hf"
         names = {path.name for path in run.iterdir()}
         assert {
             "config.yaml",

@@ -12,8 +12,8 @@ from klsweep.analysis.compare import Base, CellResult, Comparison
 from klsweep.analysis.coverage import coverage_lines
 from klsweep.analysis.entries import Fill, Reference, each, told_kl
 from klsweep.analysis.explain import notes
-from klsweep.analysis.figures import Figure
 from klsweep.analysis.groups import AgainstBase, AgainstCell, Group
+from klsweep.analysis.metrics import Metric
 from klsweep.analysis.provenance import Kind, agree, differing, distinct
 from klsweep.analysis.store import RunKey
 from klsweep.analysis.table import ABSENT, BLANK, Column, Entry, Line, Table, label_entry, plain_entry
@@ -34,9 +34,9 @@ class Layout:
 
     rows: axes and fields that make a row; by default all in which cells differ. Cells that those do not tell apart are
     taken together.
-    columns: `runs`, `suites`, `outcome`, `divergence`, `collapse`, `trouble`, `iqm/in`, `iqm/out`, any figure (see
-    `figures.figure`), `overview`, `paper`; and axes or fields: then there is a column for each of their levels.
-    metrics: the figures that are held against the baseline, and that fill the columns if those are levels only.
+    columns: `runs`, `suites`, `outcome`, `divergence`, `collapse`, `trouble`, `iqm/in`, `iqm/out`, any metric (see
+    `metrics.metric`), `overview`, `paper`; and axes or fields: then there is a column for each of their levels.
+    metrics: the metrics that are held against the baseline, and that fill the columns if those are levels only.
     baseline: conditions on a cell, or `base`. detect: a difference from it, for which seeds are counted.
     """
 
@@ -91,7 +91,7 @@ def build(comparison: Comparison, layout: Layout) -> Table:
 
 
 def _split(comparison: Comparison, layout: Layout) -> tuple[list[str], list[str]]:
-    """Names of columns that are figures or the like, and axes or fields whose levels are columns."""
+    """Names of columns that are metrics or the like, and axes or fields whose levels are columns."""
     named = list(layout.columns) or ["overview" if layout.is_overview else "paper"]
     expanded = [name for one in named for name in {"overview": OVERVIEW, "paper": PAPER}.get(one, (one,))]
     plans = [cell.plan for cell in comparison.cells]
@@ -197,7 +197,7 @@ class _Columns:
         for name in [*names, *(name for name in wanted if name not in names)]:
             made.append(self._column(name))
             if name in held and self._reference is not None and name not in _PLAIN:
-                made += self._comparisons(self._comparison.figure(name), self._reference)
+                made += self._comparisons(self._comparison.metric(name), self._reference)
         return made
 
     def _expanded(self, name: str) -> list[str]:
@@ -217,25 +217,25 @@ class _Columns:
             return _Made(Column(name, name), entries.trouble(self._comparison))
         if name in ("iqm/in", "iqm/out"):
             role = name.removeprefix("iqm/")
-            return _Made(Column(name, f"IQM {role}"), entries.interquartile(self._comparison.figure(role)))
-        of = self._comparison.figure(name)
+            return _Made(Column(name, f"IQM {role}"), entries.interquartile(self._comparison.metric(role)))
+        of = self._comparison.metric(name)
         title = of.title + (" (in)" if self._comparison.suites.get(name) == "in" else "")
-        return _Made(Column(name, title), entries.figures(of), partial(self._base_entry, of))
+        return _Made(Column(name, title), entries.metrics(of), partial(self._base_entry, of))
 
-    def _comparisons(self, of: Figure, reference: Reference) -> list[_Made]:
+    def _comparisons(self, of: Metric, reference: Reference) -> list[_Made]:
         made = [_Made(Column(f"Δ {of.name}", f"Δ {of.title}"), entries.differences(of, reference))]
         if self._layout.detect is not None:
             title = f"seeds for {self._layout.detect:g} in {of.title}"
             made.append(_Made(Column(f"seeds {of.name}", title), entries.seeds(of, reference, self._layout.detect)))
         return made
 
-    def _base_entry(self, of: Figure, base: Base) -> Entry:
+    def _base_entry(self, of: Metric, base: Base) -> Entry:
         if not of.suites(base.run):
             return BLANK
         if self._mixed and of.name.split("/")[0] in ("in", "out"):
             return BLANK if of.name == "in" else ABSENT  # depends on the trained task
         value = of.base(base.run)
-        entry = Entry("0", {"mean": 0.0}) if of.metric == "kl" and value == 0 else plain_entry(value)
+        entry = Entry("0", {"mean": 0.0}) if of.key == "kl" and value == 0 else plain_entry(value)
         return told_kl(entry, [base.run], of)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from klsweep.analysis.choose import BETA, cell_label, text_of
 from klsweep.analysis.compare import COLLAPSE_SHARE, CellResult, Comparison, has_collapsed
 from klsweep.analysis.external import external_notes
-from klsweep.analysis.figures import Figure
+from klsweep.analysis.metrics import Metric
 from klsweep.analysis.stats import Estimate, Rate, t_interval, wilson_interval
 from klsweep.analysis.table import Table
 from klsweep.record.origin import EXTERNAL, is_external
@@ -31,7 +31,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Scatter:
-    """Cells by two figures. `base`: where the bases they started from are."""
+    """Cells by two metrics. `base`: where the bases they started from are."""
 
     name: str
     title: str
@@ -44,7 +44,7 @@ class Scatter:
 
 
 class Contrast(NamedTuple):
-    """One level of an axis rather than another, on one figure; `adjusted`: p by Holm."""
+    """One level of an axis rather than another, on one metric; `adjusted`: p by Holm."""
 
     label: str
     mean: float
@@ -55,7 +55,7 @@ class Contrast(NamedTuple):
 
 @dataclass(frozen=True)
 class Forest:
-    """Contrasts of one figure."""
+    """Contrasts of one metric."""
 
     name: str
     title: str
@@ -98,9 +98,9 @@ def scatters(comparison: Comparison) -> list[Scatter]:
 
 
 def _scatter(
-    comparison: Comparison, name: str, title: str, figures: tuple[str, str], front: bool, note: str
+    comparison: Comparison, name: str, title: str, metrics: tuple[str, str], front: bool, note: str
 ) -> Scatter:
-    x, y = (comparison.figure(figure) for figure in figures)
+    x, y = (comparison.metric(metric) for metric in metrics)
     places = [(i, cell, _joint(cell, x), _joint(cell, y)) for i, cell in enumerate(comparison.cells)]
     whole = [(i, cell, a, b) for i, cell, a, b in places if a is not None and b is not None]
     made = [cell.provenance for _, cell, _, _ in whole]
@@ -113,11 +113,11 @@ def _scatter(
         if len(start := [v for of in (x, y) if (v := of.base(one.run)) is not None]) == 2
     ]
     own = [run for cell in comparison.cells for run in cell.runs]
-    note = " ".join([note, *(line for line in external_notes([x.metric, y.metric], own))])
+    note = " ".join([note, *(line for line in external_notes([x.key, y.key], own))])
     return Scatter(name, title, x.title, y.title, points, list(dict.fromkeys(base)), front, note)
 
 
-def _joint(cell: CellResult, of: Figure) -> Estimate | None:
+def _joint(cell: CellResult, of: Metric) -> Estimate | None:
     return t_interval(list(cell.by_seed(of).values()), JOINT)
 
 
@@ -131,7 +131,7 @@ def _front(points: Sequence[tuple[float, float, int]]) -> set[int]:
 
 
 def forests(effects: Table) -> list[Forest]:
-    """Main effects, a chart per figure of a table of effects (`effect_table`)."""
+    """Main effects, a chart per metric of a table of effects (`effect_table`)."""
     return [one for place in range(3, len(effects.columns)) if (one := _forest(effects, place)).contrasts]
 
 

@@ -8,6 +8,7 @@ from klsweep.analysis.load import RunResult
 from klsweep.errors import BadInput
 from klsweep.record.files import Row
 from klsweep.record.origin import origin
+from klsweep.terminal import listed
 
 BETA, ORIGIN = "kl.coef", "origin"
 OF_RUNS = ("seed", "sweep", "run_id", "cell_id", "eval_id", "science_hash", "state")
@@ -78,12 +79,8 @@ def _check(text: str, key: str, operator: str, values: Sequence[str], runs: Sequ
         return
     labels = {text_of(found): found for run in runs for found in [label(run, key)]}
     if absent := [value for value in values if not any(_is(found, value) for found in labels.values())]:
-        shown, there = sorted(labels)[:SHOWN_CHOICES], list(labels)
-        raise BadInput(f"{key}={absent[0]}: no run has that (choose from {', '.join(shown)}{_more(there)})")
-
-
-def _more(there: Sequence[str]) -> str:
-    return f", and {len(there) - SHOWN_CHOICES} more" if len(there) > SHOWN_CHOICES else ""
+        there = listed(sorted(labels), SHOWN_CHOICES)
+        raise BadInput(f"{key}={absent[0]}: no run has that (choose from {there})")
 
 
 def check_keys(keys: Iterable[str], plans: Sequence[Row], besides: Sequence[str] = ()) -> None:

@@ -18,9 +18,9 @@ from klsweep.analysis.measures import (
     OfRun,
     Share,
     beyond_base,
-    figure,
     has_collapsed,
     margin,
+    metric,
     rise,
 )
 from klsweep.theory.bound import paper_alpha
@@ -72,7 +72,7 @@ def _collapses(finding: str, words: str, cell: Labels, region: Region) -> Claim:
 
 def _accuracy(finding: str, role: str, words: str, cell: Labels, against: Labels) -> Claim:
     where = {"in": "in", "out": "out of"}[role]
-    return Claim(finding, f"{words}: accuracy {where} distribution", BELOW_ZERO, Mean(figure(role), [cell], [against]))
+    return Claim(finding, f"{words}: accuracy {where} distribution", BELOW_ZERO, Mean(metric(role), [cell], [against]))
 
 
 UNSTABLE = "k1 in the loss is unstable"
@@ -92,7 +92,7 @@ ON_POLICY: list[Claim | OutOfReach] = [
         "β on k1 in the loss regularises nothing",
         "β = 0.3 and 1, less no KL: KL in % of that without",
         Region(-10, 10),
-        Mean(figure("kl"), K1_LOSS, [NO_KL], percent=True),
+        Mean(metric("kl"), K1_LOSS, [NO_KL], percent=True),
     ),
     _collapses(FALLS, "β = 0.3", K3_REWARD[0], MOST),
     _collapses(FALLS, "β = 1", K3_REWARD[1], MOST),
@@ -101,7 +101,7 @@ ON_POLICY: list[Claim | OutOfReach] = [
         "k3 in the reward does not hold the policy",
         "β = 0.3 and 1, less k1 in the reward: KL, nats",
         ABOVE_ZERO,
-        Mean(figure("kl"), K3_REWARD, K1_REWARD),
+        Mean(metric("kl"), K3_REWARD, K1_REWARD),
     ),
     _collapses("k3 in the loss is stable", "β = 0.3", K3_LOSS[0], FEW),
     _collapses("k3 in the loss is stable", "β = 1", K3_LOSS[1], FEW),
@@ -109,25 +109,25 @@ ON_POLICY: list[Claim | OutOfReach] = [
         BELOW,
         "same β (0.3 and 1): accuracy in distribution",
         BELOW_ZERO,
-        Mean(figure("in"), K3_LOSS, K1_REWARD),
+        Mean(metric("in"), K3_LOSS, K1_REWARD),
     ),
     Claim(
         BELOW,
         "same β (0.3 and 1): accuracy out of distribution",
         BELOW_ZERO,
-        Mean(figure("out"), K3_LOSS, K1_REWARD),
+        Mean(metric("out"), K3_LOSS, K1_REWARD),
     ),
     Claim(
         "… by 3 to 18 %",
         "same β (0.3 and 1): accuracy in distribution, in %",
         Region(-18, -3),
-        Mean(figure("in"), K3_LOSS, K1_REWARD, percent=True),
+        Mean(metric("in"), K3_LOSS, K1_REWARD, percent=True),
     ),
     Claim(
         "… by 3 to 18 %",
         "same β (0.3 and 1): accuracy out of distribution, in %",
         Region(-18, -3),
-        Mean(figure("out"), K3_LOSS, K1_REWARD, percent=True),
+        Mean(metric("out"), K3_LOSS, K1_REWARD, percent=True),
     ),
     OutOfReach(
         "… on MMLU college physics 0.429 against 0.508 (Qwen2.5-7B)",
@@ -137,13 +137,13 @@ ON_POLICY: list[Claim | OutOfReach] = [
         "k1 in the reward has the lower entropy",
         "less k3 in the loss, same β (0.3 and 1): entropy of a response, nats",
         BELOW_ZERO,
-        Mean(figure("entropy"), K1_REWARD, K3_LOSS),
+        Mean(metric("entropy"), K1_REWARD, K3_LOSS),
     ),
     Claim(
         "k1 in the reward has the higher forward KL",
         "less k3 in the loss, same β (0.3 and 1): KL(π_ref‖π) of the token distributions of a response, nats",
         ABOVE_ZERO,
-        Mean(figure("kl/forward_sequence"), K1_REWARD, K3_LOSS),
+        Mean(metric("kl/forward_sequence"), K1_REWARD, K3_LOSS),
     ),
 ]
 
@@ -161,7 +161,7 @@ OFF_POLICY: list[Claim | OutOfReach] = [
 
 def _clipped_over_meant(comparison: Comparison) -> OfRun:
     """Share of log-ratios beyond τ over the 2α that a calibrated τ is to leave there."""
-    clipped = figure("clip/fraction")(comparison)
+    clipped = metric("clip/fraction")(comparison)
 
     def value(run: RunResult) -> float | None:
         fields, share = run.plan["fields"], clipped(run)
@@ -176,7 +176,7 @@ SHIFTED: dict[str, str | float] = {"reward": "reward_model", "task": "sort"}  # 
 FREE: Labels = {**SHIFTED, "placement": "none"}
 HELD: Labels = {**SHIFTED, "estimator": "k1", "placement": "reward", "kl.coef": 0.05, "clip": "none"}
 CLIPPED: Labels = {**HELD, "clip": "quantile"}
-TRUTH: Callable[[Comparison], OfRun] = figure("in")
+TRUTH: Callable[[Comparison], OfRun] = metric("in")
 
 REWARD_SHIFT: list[Claim | OutOfReach] = [
     Claim(
@@ -207,7 +207,7 @@ REWARD_SHIFT: list[Claim | OutOfReach] = [
         "C(θ) grows as a policy leaves the reward model's data",
         "no KL less β = 0.05: C(θ)",
         ABOVE_ZERO,
-        Mean(figure("shift/coverage"), [FREE], [HELD]),
+        Mean(metric("shift/coverage"), [FREE], [HELD]),
     ),
     Claim(
         "The reward-shift term bounds |E(r̂ − r*)|",
@@ -219,7 +219,7 @@ REWARD_SHIFT: list[Claim | OutOfReach] = [
         "… and says more than that rewards lie in [0, 1]",
         "β = 0.05: C(θ)√L_train",
         Region(high=1),
-        Mean(figure("bound/reward_shift"), [HELD]),
+        Mean(metric("bound/reward_shift"), [HELD]),
     ),
     Claim(
         "τ* leaves 2α of the log-ratios beyond it",

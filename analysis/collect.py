@@ -1,7 +1,7 @@
 """Records of any number of sweeps as three tables: runs, metrics, items. With a cache folder, one Parquet file each.
 
 `runs` has a row per planned run and is made anew each time, for a run's state is more than a file. `metrics` has a row
-per update and a column per figure, `items` a row per evaluated item, with its suite and update: of those, only runs
+per update and a column per metric, `items` a row per evaluated item, with its suite and update: of those, only runs
 whose files have changed are read again. `sweep` and `run_id` name a run in all three. Sweep folders are only read.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from klsweep.analysis.columns import FLAG, NUMBER, TEXT, WHOLE, cast, column, empty, figures, joined, table, texts
+from klsweep.analysis.columns import FLAG, NUMBER, TEXT, WHOLE, cast, column, empty, joined, logged_values, table, texts
 from klsweep.analysis.store import Part, RunKey, Store, write_table
 from klsweep.cells import describe
 from klsweep.errors import BadInput
@@ -182,7 +182,7 @@ def _metrics(file: Path) -> pa.Table:
     names: Row = {}
     for row in rows:
         names |= row
-    columns = {name: figures(rows, name) for name in names if name != "update"}
+    columns = {name: logged_values(rows, name) for name in names if name != "update"}
     return pa.table({"update": column([int(row["update"]) for row in rows]), **columns} if rows else {})
 
 

@@ -81,8 +81,8 @@ def _json_texts(values: Sequence[Any]) -> pa.Array:
     return texts([value if value is None or isinstance(value, str) else json.dumps(value) for value in values])
 
 
-def figures(rows: Sequence[Mapping[str, Any]], name: str) -> pa.Array:
-    """One figure of logged rows as float64: NULL where a row has none, NaN where it was not finite.
+def logged_values(rows: Sequence[Mapping[str, Any]], name: str) -> pa.Array:
+    """One metric of logged rows as float64: NULL where a row has none, NaN where it was not finite.
 
     A record has null for a number that is not finite, as JSON has no other way. ValueError for what is no number.
     """

@@ -8,8 +8,8 @@ from functools import cached_property
 
 from klsweep.analysis import provenance
 from klsweep.analysis.choose import chosen
-from klsweep.analysis.figures import ACCURACY, Figure, figure, suites_of
 from klsweep.analysis.load import Records, RunResult, load
+from klsweep.analysis.metrics import ACCURACY, Metric, metric, suites_of
 from klsweep.analysis.provenance import Kind, Provenance
 from klsweep.analysis.stats import Estimate, t_interval
 from klsweep.cells import describe
@@ -89,12 +89,12 @@ class CellResult:
             found[run.seed].append(run)
         return dict(found)
 
-    def by_seed(self, of: Figure) -> dict[int, float]:
-        """A figure of each seed that has it. Several results of one run, if they are mixed, count as their mean."""
+    def by_seed(self, of: Metric) -> dict[int, float]:
+        """A metric of each seed that has it. Several results of one run, if they are mixed, count as their mean."""
         found = {seed: [v for run in runs if (v := of.value(run)) is not None] for seed, runs in self.of_seeds.items()}
         return {seed: math.fsum(values) / len(values) for seed, values in found.items() if values}
 
-    def estimate(self, of: Figure) -> Estimate | None:
+    def estimate(self, of: Metric) -> Estimate | None:
         """Mean over seeds with its t interval."""
         return t_interval(list(self.by_seed(of).values()))
 
@@ -116,9 +116,9 @@ class Comparison:
     def _logged(self) -> list[str]:
         return self.records.metric_names
 
-    def figure(self, name: str) -> Figure:
-        """A figure by name, see `figures.figure`."""
-        return figure(name, self.suites, self._logged)
+    def metric(self, name: str) -> Metric:
+        """A metric by name, see `metrics.metric`."""
+        return metric(name, self.suites, self._logged)
 
     @cached_property
     def usual(self) -> Provenance:
@@ -216,7 +216,7 @@ def has_collapsed(run: RunResult) -> bool:
 
 
 def _warnings(runs: Sequence[RunResult], repeated: int) -> list[str]:
-    """What makes a figure less than it seems, besides what `provenance` tells."""
+    """What makes a result less than it seems, besides what `provenance` tells."""
     warnings = []
     if failing := [errors for run in runs if (errors := run.verifier_errors)]:
         text = f"verifiers could not grade {sum(failing)} responses in {len(failing)} runs; those count as wrong"

@@ -1,4 +1,4 @@
-"""Learning curves: a figure over the updates of each run, and of each cell its mean over seeds with a band."""
+"""Learning curves: a metric over the updates of each run, and of each cell its mean over seeds with a band."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from klsweep.analysis.stats import t_interval
 from klsweep.analysis.store import RunKey
 
 FEWEST_POINTS, MOST_POINTS = 20, 120  # of a curve
-ALL_POINTS = 150_000  # of all runs and figures: what a page can hold and still open at once
+ALL_POINTS = 150_000  # of all runs and metrics: what a page can hold and still open at once
 
 CURVES = {"reward/mean": "Reward", "kl/full_sequence": "KL of the batch (nats per response)", "entropy": "Entropy"}
 CURVES |= {"grad_norm": "Gradient norm", "length/mean": "Response length"}
@@ -24,7 +24,7 @@ LOGARITHMIC = ("grad_norm",)
 class Band:
     """A cell's curve: at each point how many seeds are in it, their mean and its 95 % t interval (NaN: none). All [B].
 
-    Of a figure on a logarithmic scale the geometric mean, and the interval of the logarithms.
+    Of a metric on a logarithmic scale the geometric mean, and the interval of the logarithms.
     """
 
     cell: int  # place among the comparison's cells
@@ -51,7 +51,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Curves:
-    """One figure: a band per cell, and the curve of each run that logged it, at common `updates` [B]."""
+    """One metric: a band per cell, and the curve of each run that logged it, at common `updates` [B]."""
 
     name: str
     title: str
@@ -63,7 +63,7 @@ class Curves:
 
 
 def curve_titles(comparison: Comparison) -> dict[str, str]:
-    """The figures that show how training went: those of stale samples if there are such, of a clip if there is one."""
+    """The metrics that show how training went: those of stale samples if there are such, of a clip if there is one."""
     axes = [cell.plan["axes"] for cell in comparison.cells]
     stale = any(own.get("sampling") not in (None, "on_policy") for own in axes)
     clipped = any(own.get("clip") not in (None, "none") for own in axes)
@@ -71,7 +71,7 @@ def curve_titles(comparison: Comparison) -> dict[str, str]:
 
 
 def learning_curves(comparison: Comparison) -> list[Curves]:
-    """The curves of those figures, as far as they were logged."""
+    """The curves of those metrics, as far as they were logged."""
     titles = curve_titles(comparison)
     logged = [name for name in titles if name in comparison.records.metric_names]
     runs = sum(len(cell.runs) for cell in comparison.cells)
@@ -81,7 +81,7 @@ def learning_curves(comparison: Comparison) -> list[Curves]:
 
 
 def curves(comparison: Comparison, name: str, title: str, points: int = MOST_POINTS) -> Curves:
-    """The curves of one figure, thinned to `points` at most: each then stands for the mean over so many updates."""
+    """The curves of one metric, thinned to `points` at most: each then stands for the mean over so many updates."""
     wanted = {run.key for cell in comparison.cells for run in cell.runs}
     series = {key: found for key, found in comparison.records.series(name).items() if key in wanted}
     last = max((int(found.updates.max()) for found in series.values()), default=0)

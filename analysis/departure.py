@@ -18,7 +18,7 @@ WATCHED = ("reward/mean", "kl/full_sequence", "entropy", "length/mean", "grad_no
 Metrics = Mapping[int, Mapping[str, float]]
 
 
-class Difference(NamedTuple):
+class FieldDifference(NamedTuple):
     """A configuration field that differs; None where a run has no such field."""
 
     key: str
@@ -57,11 +57,11 @@ def metrics_of(folder: RunFolder) -> dict[int, dict[str, float]]:
     }
 
 
-def config_differences(one: RunFolder, other: RunFolder) -> list[Difference]:
+def config_differences(one: RunFolder, other: RunFolder) -> list[FieldDifference]:
     """Fields of the resolved configurations that are not equal, by name, without where the runs lie."""
     first, second = (_flat(yaml.safe_load(folder.config.read_text("utf-8"))) for folder in (one, other))
     keys = sorted({key for key in (*first, *second) if key.split(".")[0] not in NOT_OF_THE_RUN})
-    return [Difference(k, first.get(k), second.get(k)) for k in keys if first.get(k) != second.get(k)]
+    return [FieldDifference(k, first.get(k), second.get(k)) for k in keys if first.get(k) != second.get(k)]
 
 
 def departures(one: Metrics, other: Metrics, tolerance: float) -> list[Departure]:

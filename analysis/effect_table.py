@@ -1,7 +1,6 @@
-"""The effects of a grid's axes as a table: a row per contrast, a column per figure."""
+"""The effects of a grid's axes as a table: a row per contrast, a column per metric."""
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
 from klsweep.analysis.build import SHORT
 from klsweep.analysis.choose import BETA, Condition, cell_label, text_of
@@ -13,19 +12,20 @@ from klsweep.analysis.external import external_notes
 from klsweep.analysis.groups import Group
 from klsweep.analysis.table import ABSENT, Column, Entry, Line, Table, label_entry, over_runs, p_text
 from klsweep.cells import varying
+from klsweep.terminal import listed
 
 NAMED = 12  # missing combinations that are named
 
 
 def effect_table(comparison: Comparison, metrics: Sequence[str] = (), baseline: Sequence[Condition] = ()) -> Table:
-    """Main effects and two-way interactions on figures (by default those in and out of distribution).
+    """Main effects and two-way interactions on metrics (by default those in and out of distribution).
 
     `baseline` names the levels that others are held against. Cells in which an axis is inert have no place among its
     levels and are left out, as are results that are kept apart from most.
     """
     cells, levels = _factors(comparison)
     references = {c.key: _level(cells, levels, c) for c in baseline if c.operator == "="}
-    figures = [comparison.figure(name) for name in metrics or ("in", "out")]
+    chosen = [comparison.metric(name) for name in metrics or ("in", "out")]
     found = [
         effects(
             [
@@ -35,14 +35,14 @@ def effect_table(comparison: Comparison, metrics: Sequence[str] = (), baseline: 
             ],
             {key: level for key, level in references.items() if level is not None},
         )
-        for of in figures
+        for of in chosen
     ]
     names = list(dict.fromkeys(effect[:3] for one in found for effect in (*one.main, *one.interactions)))
     by_name = [{effect[:3]: effect for effect in (*one.main, *one.interactions)} for one in found]
     runs = [run.key for cell in cells for run in cell.runs if run.finished]
     everything = Group(cells)  # which every effect rests on
     over = [
-        (sum(len(cell.by_seed(of)) for cell in cells), everything.planned, everything.diverged(of)) for of in figures
+        (sum(len(cell.by_seed(of)) for cell in cells), everything.planned, everything.diverged(of)) for of in chosen
     ]
     rows = [
         Line(
@@ -56,9 +56,9 @@ def effect_table(comparison: Comparison, metrics: Sequence[str] = (), baseline: 
         for name in names
     ]
     labels = (("axis", "axis"), ("level", "level"), ("reference", "rather than"))
-    columns = [Column(*names, label=True) for names in labels] + [Column(of.name, of.title) for of in figures]
+    columns = [Column(*names, label=True) for names in labels] + [Column(of.name, of.title) for of in chosen]
     told = [*_notes(found, len(comparison.cells) - len(cells)), *_unnamed(references), *sign_notes(rows)]
-    told += external_notes([of.metric for of in figures], [run for cell in cells for run in cell.runs])
+    told += external_notes([of.key for of in chosen], [run for cell in cells for run in cell.runs])
     return Table(coverage_lines(comparison), columns, rows, told, comparison.warnings)
 
 
@@ -119,9 +119,8 @@ def _notes(found: Sequence[Effects], left_out: int) -> list[str]:
         lines.append("Seeds are blocks: what the runs of one seed have in common is no error.")
     missing = list(dict.fromkeys(pair for one in found for pair in one.missing))
     if missing:
-        named = [f"{a}={b} with {c}={d}" for a, b, c, d in islice(missing, NAMED)]
-        more = f", and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-        lines.append(f"No run has {'; '.join(named)}{more}. An effect that these leave undetermined is –.")
+        named = listed([f"{a}={b} with {c}={d}" for a, b, c, d in missing], NAMED, "; ")
+        lines.append(f"No run has {named}. An effect that these leave undetermined is –.")
     if skipped := list(dict.fromkeys(pair for one in found for pair in one.skipped)):
         pairs = ", ".join(_joined(pair) for pair in skipped)
         lines.append(f"More than {MOST_CONTRASTS} interactions each, and left out: {pairs}.")

@@ -9,9 +9,9 @@ import numpy as np
 
 from klsweep.analysis.compare import Comparison
 from klsweep.analysis.external import OTHER_KL, kl_definitions
-from klsweep.analysis.figures import Figure
 from klsweep.analysis.groups import Group
 from klsweep.analysis.load import RunResult
+from klsweep.analysis.metrics import Metric
 from klsweep.analysis.paired import Difference, SeedsNeeded, best_of, holm, seeds_needed
 from klsweep.analysis.stability import collapse, spikes
 from klsweep.analysis.stats import bootstrap, wilson_interval
@@ -42,7 +42,7 @@ class Reference(Protocol):
 
     def against(self, group: Group) -> Group: ...
 
-    def difference(self, group: Group, of: Figure) -> Difference | None: ...
+    def difference(self, group: Group, of: Metric) -> Difference | None: ...
 
 
 def each(entry: Callable[[Group], Entry]) -> Fill:
@@ -78,7 +78,7 @@ def collapse_entry(group: Group) -> Entry:
     return rate_entry(wilson_interval(sum(cell.collapsed for cell in group.cells), group.evaluated), group.planned)
 
 
-def figures(of: Figure) -> Fill:
+def metrics(of: Metric) -> Fill:
     """Means with intervals; the best, and what cannot be told from it, are marked where higher is better.
 
     Rows are compared with those whose results may be mixed with theirs.
@@ -91,19 +91,19 @@ def figures(of: Figure) -> Fill:
     return fill
 
 
-def figure_entry(group: Group, of: Figure, mark: Mark | None = None) -> Entry:
-    """The mean of a figure over a group with its interval."""
+def figure_entry(group: Group, of: Metric, mark: Mark | None = None) -> Entry:
+    """The mean of a metric over a group with its interval."""
     entry = estimate_entry(group.estimate(of), group.planned, mark, diverged=group.diverged(of))
     return told_kl(entry, group.runs, of)
 
 
-def told_kl(entry: Entry, runs: Sequence[RunResult], of: Figure) -> Entry:
+def told_kl(entry: Entry, runs: Sequence[RunResult], of: Metric) -> Entry:
     """The entry of a KL says so if what these runs have is another's KL."""
-    found = kl_definitions(of.metric, runs) if entry is not ABSENT else []
+    found = kl_definitions(of.key, runs) if entry is not ABSENT else []
     return replace(entry, text=entry.text + OTHER_KL, values={**entry.values, "definition": found}) if found else entry
 
 
-def _marks(of: Figure, groups: Groups) -> dict[int, Mark]:
+def _marks(of: Metric, groups: Groups) -> dict[int, Mark]:
     """By place in the column."""
     comparable = defaultdict[str, dict[int, Group]](dict)
     for i, group in enumerate(groups):
@@ -122,7 +122,7 @@ def _provenance(group: Group) -> str:
     return repr(max((cell.provenance for cell in group.cells), key=len, default={}))
 
 
-def differences(of: Figure, reference: Reference) -> Fill:
+def differences(of: Metric, reference: Reference) -> Fill:
     """Paired differences from the reference, p by Holm over the column's rows."""
 
     def fill(groups: Groups) -> list[Entry]:
@@ -138,7 +138,7 @@ def differences(of: Figure, reference: Reference) -> Fill:
     return fill
 
 
-def _difference_entry(found: Difference | None, p: float | None, of: Figure, group: Group, other: Group) -> Entry:
+def _difference_entry(found: Difference | None, p: float | None, of: Metric, group: Group, other: Group) -> Entry:
     if found is None:
         return ABSENT
     planned = max(cell.planned for cell in group.cells)
@@ -148,7 +148,7 @@ def _difference_entry(found: Difference | None, p: float | None, of: Figure, gro
     return told_kl(entry, [*group.runs, *other.runs], of)
 
 
-def seeds(of: Figure, reference: Reference, difference: float) -> Fill:
+def seeds(of: Metric, reference: Reference, difference: float) -> Fill:
     """How many more seeds would find a difference from the reference that large, at the level that Holm begins with."""
 
     def fill(groups: Groups) -> list[Entry]:
@@ -179,15 +179,15 @@ def seeds_text(needed: SeedsNeeded) -> str:
     return f"{needed.more:,} more (of {needed.total:,}; up to {cautious})"
 
 
-def interquartile(of: Figure) -> Fill:
-    """Interquartile mean over runs and the suites of a figure, with an interval that resamples seeds."""
+def interquartile(of: Metric) -> Fill:
+    """Interquartile mean over runs and the suites of a metric, with an interval that resamples seeds."""
 
     def entry(group: Group) -> Entry:
         of_seed = defaultdict[int, list[float]](list)
         runs = 0
         for cell in group.cells:
             for seed, same in cell.of_seeds.items():
-                asked = [[run.evaluation(suite, of.metric) for suite in of.suites(run)] for run in same]
+                asked = [[run.evaluation(suite, of.key) for suite in of.suites(run)] for run in same]
                 whole = [row for row in asked if row and None not in row]
                 of_seed[seed] += np.mean(np.array(whole, float), axis=0).tolist() if whole else []
                 runs += bool(whole)

@@ -6,8 +6,8 @@ from klsweep.analysis import stability
 from klsweep.analysis.compare import COLLAPSE_SHARE, Comparison
 from klsweep.analysis.entries import Reference
 from klsweep.analysis.external import external_notes
-from klsweep.analysis.figures import NOTES
 from klsweep.analysis.groups import AgainstCell
+from klsweep.analysis.metrics import NOTES
 from klsweep.analysis.stats import FEW_RUNS
 from klsweep.analysis.table import DIVERGED, PARTIAL, Line, Table
 

@@ -7,8 +7,8 @@ from functools import cached_property
 
 from klsweep.analysis.choose import Condition, cell_label
 from klsweep.analysis.compare import CellResult, Comparison
-from klsweep.analysis.figures import ITEM_SCORES, Figure
 from klsweep.analysis.load import RunResult
+from klsweep.analysis.metrics import ITEM_SCORES, Metric
 from klsweep.analysis.paired import BySeed, Difference, paired_difference
 from klsweep.analysis.stats import Estimate, mean_of_means
 from klsweep.analysis.store import RunKey
@@ -33,18 +33,18 @@ class Group:
     def runs(self) -> list[RunResult]:
         return [run for cell in self.cells for run in cell.runs]
 
-    def estimate(self, of: Figure) -> Estimate | None:
+    def estimate(self, of: Metric) -> Estimate | None:
         """Mean over cells of their means over seeds, and its interval over seeds."""
         return mean_of_means([cell.by_seed(of) for cell in self.cells])
 
-    def diverged(self, of: Figure) -> int:
-        """Seeds of cells whose run diverged, among those that the figure is over."""
+    def diverged(self, of: Metric) -> int:
+        """Seeds of cells whose run diverged, among those that the metric is over."""
         runs = [(run, cell.plan["cell_id"]) for cell in self.cells for run in cell.runs]
         fallen = [(run, cell_id) for run, cell_id in runs if run.status["state"] == "diverged"]
         return len({(cell_id, run.seed) for run, cell_id in fallen if of.value(run) is not None})
 
-    def by_seed(self, of: Figure) -> BySeed:
-        """The figure's mean over cells for each seed that all cells have."""
+    def by_seed(self, of: Metric) -> BySeed:
+        """The metric's mean over cells for each seed that all cells have."""
         return mean_by_seed([cell.by_seed(of) for cell in self.cells])
 
 
@@ -65,8 +65,8 @@ class AgainstBase:
         """No run is part of the baseline."""
         return Group([])
 
-    def difference(self, group: Group, of: Figure) -> Difference | None:
-        """Mean over cells of what their runs have gained; None for a figure of training, which the base has none of."""
+    def difference(self, group: Group, of: Metric) -> Difference | None:
+        """Mean over cells of what their runs have gained; None for a metric of training, which the base has none of."""
         bases = [{run.seed: value for run in cell.runs if (value := of.base(run)) is not None} for cell in group.cells]
         return paired_difference(group.by_seed(of), mean_by_seed(bases))
 
@@ -109,7 +109,7 @@ class AgainstCell:
         """What a row is held against."""
         return Group([base for cell in group.cells if (base := self.baseline(cell)) is not None])
 
-    def difference(self, group: Group, of: Figure) -> Difference | None:
+    def difference(self, group: Group, of: Metric) -> Difference | None:
         """Paired by seed, and over common items where two runs were not asked the same."""
         pairs = [(cell, self.baseline(cell)) for cell in group.cells]
         if self.is_baseline(group) or any(other is None for _, other in pairs):
@@ -117,13 +117,13 @@ class AgainstCell:
         values = [self._values(cell, other, of) for cell, other in pairs if other is not None]
         return paired_difference(mean_by_seed([own for own, _ in values]), mean_by_seed([base for _, base in values]))
 
-    def _values(self, cell: CellResult, other: CellResult, of: Figure) -> tuple[BySeed, BySeed]:
+    def _values(self, cell: CellResult, other: CellResult, of: Metric) -> tuple[BySeed, BySeed]:
         own, base = cell.by_seed(of), other.by_seed(of)
         runs, others = ({run.seed: run for run in side.runs if run.finished} for side in (cell, other))
         for seed in own.keys() & base.keys() & runs.keys() & others.keys():
             suites = of.suites(runs[seed])
             if any(_asked_otherwise(runs[seed], others[seed], suite) for suite in suites):
-                found = [self._on_common_items(runs[seed], others[seed], suite, of.metric) for suite in suites]
+                found = [self._on_common_items(runs[seed], others[seed], suite, of.key) for suite in suites]
                 if None in found:
                     del own[seed], base[seed]
                 else:
@@ -132,7 +132,7 @@ class AgainstCell:
         return own, base
 
     def _on_common_items(self, run: RunResult, other: RunResult, suite: str, metric: str) -> tuple[float, float] | None:
-        """A suite's figure of two runs over the prompts that both were asked, None if there are none."""
+        """A suite's metric of two runs over the prompts that both were asked, None if there are none."""
         if metric not in ITEM_SCORES:
             return None
         if (suite, metric) not in self._items:

@@ -1,13 +1,13 @@
 """What a comparison says, in sentences. Each claims what a test has found, and says so where none has."""
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 from klsweep.analysis.build import BASE_MODEL, Layout, build
 from klsweep.analysis.compare import COLLAPSE_SHARE, Comparison
 from klsweep.analysis.entries import ALPHA
 from klsweep.analysis.provenance import NAMES, differing
 from klsweep.analysis.table import Entry, Line, Table, p_text
+from klsweep.terminal import listed
 
 NAMED = 3  # cells or effects that a sentence names; of more, how many
 WHERE = {"in": "in distribution", "out": "out of distribution"}
@@ -53,8 +53,7 @@ def _name(comparison: Comparison, line: Line) -> str:
 
 
 def _named(items: Sequence[str]) -> str:
-    more = len(items) - NAMED
-    return "; ".join([*islice(items, NAMED), *([f"and {more} more"] if more > 0 else [])])
+    return listed(items, NAMED, "; ")
 
 
 def _best(comparison: Comparison, table: Table, figure: str) -> Iterator[str]:

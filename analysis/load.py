@@ -23,7 +23,7 @@ DIVERGED_AT = re.compile(r"update (\d+): ")  # how the cause of a divergence beg
 
 
 class Series(NamedTuple):
-    """A figure over a run: updates in order and its values, NaN where it was not finite. Both [U]."""
+    """A metric over a run: updates in order and its values, NaN where it was not finite. Both [U]."""
 
     updates: np.ndarray
     values: np.ndarray
@@ -57,7 +57,7 @@ class RunResult:
         return origin(self.plan)
 
     def evaluation(self, suite: str, metric: str) -> float | None:
-        """A figure of the final evaluation, None before it or where it is not finite."""
+        """A metric of the final evaluation, None before it or where it is not finite."""
         return _number(self.final_eval, f"eval/{suite}/{metric}")
 
     def base_evaluation(self, suite: str, metric: str) -> float | None:
@@ -65,7 +65,7 @@ class RunResult:
         return _number(self.base, f"eval/{suite}/{metric}")
 
     def training(self, metric: str) -> float | None:
-        """Mean of a training figure over the last updates, for finished runs."""
+        """Mean of a training metric over the last updates, for finished runs."""
         values = [v for row in self.last if (v := _number(row, metric)) is not None]
         return math.fsum(values) / len(values) if values and self.finished else None
 
@@ -89,7 +89,7 @@ class Records:
     repeated: int
 
     def series(self, metric: str) -> dict[RunKey, Series]:
-        """A figure over all updates, of the runs that logged it."""
+        """A metric over all updates, of the runs that logged it."""
         quoted = metric.replace('"', '""')
         sql = f'SELECT sweep, run_id, "update", "{quoted}" FROM metrics WHERE "{quoted}" IS NOT NULL ORDER BY ALL'
         if metric not in self.metric_names:
@@ -106,7 +106,7 @@ class Records:
 
     @property
     def metric_names(self) -> list[str]:
-        """Every figure that any run logged, `eval/<suite>/<metric>` among them."""
+        """Every metric that any run logged, `eval/<suite>/<metric>` among them."""
         return [name for name in _columns(self.collected.metrics) if name not in ("sweep", "run_id", "update")]
 
     def item_scores(self, suite: str, score: str, keys: Iterable[RunKey]) -> dict[RunKey, dict[str, float]]:

@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol
 from klsweep.analysis.choose import cell_label
 from klsweep.analysis.compare import CellResult, Comparison
 from klsweep.analysis.decision import Region, Tails, mean_tails, share_tails
-from klsweep.analysis.figures import Figure
 from klsweep.analysis.groups import mean_by_seed
 from klsweep.analysis.load import RunResult
+from klsweep.analysis.metrics import Metric
 from klsweep.analysis.paired import BySeed
 from klsweep.analysis.stability import collapse
 from klsweep.analysis.stats import t_interval, wilson_interval
@@ -21,7 +21,7 @@ OfRun = Callable[[RunResult], float | None]
 
 
 class Measured(NamedTuple):
-    """A figure with its 95 % interval, over `n` of `planned` seeds or runs, and what it says of a claim's region.
+    """A value with its 95 % interval, over `n` of `planned` seeds or runs, and what it says of a claim's region.
 
     `cells` and `against`: ids of the cells it is of, and of those it is held against.
     """
@@ -121,33 +121,33 @@ def _by_seed(cell: CellResult, value: OfRun) -> BySeed:
     return {run.seed: found for run in cell.runs if run.finished and (found := value(run)) is not None}
 
 
-def _figure(comparison: Comparison, name: str) -> Figure:
+def _metric(comparison: Comparison, name: str) -> Metric:
     try:
-        return comparison.figure(name)
+        return comparison.metric(name)
     except BadInput:
         raise Absent(f"no run has logged {name}") from None
 
 
-def figure(name: str) -> Callable[[Comparison], OfRun]:
-    """A figure as tables have it, see `figures.figure`."""
-    return lambda comparison: _figure(comparison, name).value
+def metric(name: str) -> Callable[[Comparison], OfRun]:
+    """A metric as tables have it, see `metrics.metric`."""
+    return lambda comparison: _metric(comparison, name).value
 
 
 def beyond_base(name: str) -> Callable[[Comparison], OfRun]:
     """What a run has gained over the model that it started from."""
 
     def of(comparison: Comparison) -> OfRun:
-        found = _figure(comparison, name)
+        found = _metric(comparison, name)
         return lambda run: _less(found.value(run), found.base(run))
 
     return of
 
 
 def rise(name: str) -> Callable[[Comparison], OfRun]:
-    """A training figure's mean over the last updates less its first value, which is the base's."""
+    """A training metric's mean over the last updates less its first value, which is the base's."""
 
     def of(comparison: Comparison) -> OfRun:
-        series, last = comparison.records.series(name), _figure(comparison, name).value
+        series, last = comparison.records.series(name), _metric(comparison, name).value
 
         def value(run: RunResult) -> float | None:
             found = series.get(run.key)
@@ -162,14 +162,14 @@ def margin(bound: str, bounded: str) -> Callable[[Comparison], OfRun]:
     """A logged bound less the size of what it bounds."""
 
     def of(comparison: Comparison) -> OfRun:
-        above, below = _figure(comparison, bound).value, _figure(comparison, bounded).value
+        above, below = _metric(comparison, bound).value, _metric(comparison, bounded).value
         return lambda run: None if (found := below(run)) is None else _less(above(run), abs(found))
 
     return of
 
 
 def has_collapsed(metric: str) -> Callable[[Comparison], OfRun]:
-    """1 for a run that diverged, or whose figure fell below half of its best (`stability.collapse`) for good."""
+    """1 for a run that diverged, or whose metric fell below half of its best (`stability.collapse`) for good."""
 
     def of(comparison: Comparison) -> OfRun:
         series = comparison.records.series(metric)

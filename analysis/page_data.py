@@ -23,7 +23,7 @@ from klsweep.cells import varying
 from klsweep.record.folder import SweepFolder
 from klsweep.record.origin import EXTERNAL, is_external
 
-FIGURES = ("in", "out", "kl", "reward")  # of single runs
+METRICS = ("in", "out", "kl", "reward")  # of single runs
 DIGITS = 4
 
 
@@ -37,7 +37,7 @@ def page_data(
     plans = [cell.plan for cell in comparison.cells]
     axes, fields = varying(plans)
     keys = [*axes, *([BETA] if any(plan["kl_coef"] is not None for plan in plans) else []), *fields]
-    of = [comparison.figure(name) for name in FIGURES]
+    of = [comparison.metric(name) for name in METRICS]
     runs = []
     for i, run in members:
         folder = sweeps[run.key.sweep].run(run.key.run_id)
@@ -50,7 +50,7 @@ def page_data(
                 "note": _note(run),
                 "at": f"{bases[run.key.sweep]}/runs/{quote(run.key.run_id)}",
                 "files": _files(folder.path),
-                "figures": [_rounded(one.value(run)) for one in of],
+                "metrics": [_rounded(one.value(run)) for one in of],
             }
         )
     return {
@@ -63,7 +63,7 @@ def page_data(
             }
             for cell in comparison.cells
         ],
-        "figures": [one.title for one in of],
+        "metrics": [one.title for one in of],
         "runs": runs,
         "tables": {name: [[places[key] for key in line.runs] for line in table.rows] for name, table in tables.items()},
         "curves": [_curves(one, places) for one in learning_curves(comparison)],

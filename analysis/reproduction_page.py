@@ -117,8 +117,8 @@ def _settings(cell: CellResult) -> list[str]:
 
 
 def _figures(found: Reproduction, cell: CellResult) -> list[str]:
-    figures = [found.comparison.figure(name) for name in ("in", "out", "kl")]
-    return [estimate_entry(cell.estimate(of), cell.planned).text for of in figures]
+    metrics = [found.comparison.metric(name) for name in ("in", "out", "kl")]
+    return [estimate_entry(cell.estimate(of), cell.planned).text for of in metrics]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

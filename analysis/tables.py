@@ -162,10 +162,10 @@ def _cell_json(comparison: Comparison, cell: CellResult) -> dict[str, Any]:
         "collapsed": cell.collapsed,
         "provenance": cell.provenance,
         "suites": {
-            name: {"role": cell.plan["suites"].get(name), **_numbers(cell.estimate(comparison.figure(name)))}
+            name: {"role": cell.plan["suites"].get(name), **_numbers(cell.estimate(comparison.metric(name)))}
             for name in comparison.suites
         },
-        **{key: _numbers(cell.estimate(comparison.figure(name))) for key, name in named.items()},
+        **{key: _numbers(cell.estimate(comparison.metric(name))) for key, name in named.items()},
         "base": base and {suite: base.base_evaluation(suite, ACCURACY) for suite in comparison.suites},
         "fields": cell.plan["fields"],
         "runs": [{**run.key._asdict(), "seed": run.seed, "state": run.status["state"]} for run in cell.runs],

@@ -103,7 +103,7 @@ function runLinks(run) {
 }
 
 function runTable(runs, isList, withCell = isList) {
-  const titles = [...(withCell ? ['cell'] : []), 'seed', 'state', 'files', ...data.figures];
+  const titles = [...(withCell ? ['cell'] : []), 'seed', 'state', 'files', ...data.metrics];
   const rows = runs.map((place, i) => {
     const run = data.runs[place];
     const cell = withCell ? [make('td', {}, make('a', { href: `#${address([run.cell])}`, click: (event) => { event.preventDefault(); openCell([run.cell]); } }, data.cells[run.cell].name))] : [];
@@ -111,7 +111,7 @@ function runTable(runs, isList, withCell = isList) {
     return make('tr', {}, ...cell, make('td', {}, line || '', String(run.seed)),
       make('td', {}, make('span', { class: `state ${run.state}` }, run.state), run.note ? ` ${run.note}` : ''),
       make('td', { class: 'files' }, ...runLinks(run)),
-      ...run.figures.map((value) => make('td', { 'data-value': value }, value === null ? '–' : value.toFixed(3))));
+      ...run.metrics.map((value) => make('td', { 'data-value': value }, value === null ? '–' : value.toFixed(3))));
   });
   const table = make('table', {}, make('thead', {}, make('tr', {}, ...titles.map((title) => make('th', {}, title)))), make('tbody', {}, ...rows));
   sortable(table);

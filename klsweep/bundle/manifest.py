@@ -83,7 +83,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def listed(root: Path, names: Sequence[str], **facts: Any) -> Manifest:
+def manifest_of(root: Path, names: Sequence[str], **facts: Any) -> Manifest:
     """The manifest of these files below `root`."""
     files = {name: Entry(hashlib.sha256(data := (root / name).read_bytes()).hexdigest(), len(data)) for name in names}
     return Manifest(format=1, versions=versions(), files=files, **facts)

@@ -46,7 +46,7 @@ def _declare_compare(commands: Commands) -> None:
     compare = commands.add("compare", _compare, text)
     compare.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help="sweep folders, also read-only ones")
     add_choice(compare)
-    text = "instead: what each axis does, and each two together, on the figures of --metric (default: in, out)"
+    text = "instead: what each axis does, and each two together, on those of --metric (default: in, out)"
     compare.add_argument("--effects", action="store_true", help=text)
     form = compare.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print the cells as a list of objects")
@@ -69,9 +69,9 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     text = "axes and fields that make a row, separated by commas (default: all in which cells differ)"
     parser.add_argument("--rows", type=_words, default=[], metavar="KEY,…", help=text)
     text = "paper, overview, runs, suites, in, out, kl, entropy, reward, divergence, collapse, trouble, outcome, "
-    text += "iqm/out, a suite, any logged figure; or axes: a column for each of their levels"
+    text += "iqm/out, a suite, any logged metric; or axes: a column for each of their levels"
     parser.add_argument("--columns", type=_words, default=[], metavar="NAME,…", help=text)
-    text = "figures that are held against the baseline (default: in, out, kl) or fill a column per level (default: out)"
+    text = "metrics that are held against the baseline (default: in, out, kl) or fill a column per level (default: out)"
     parser.add_argument("--metric", type=_words, default=[], metavar="NAME,…", help=text)
     text = "with --baseline: how many more seeds would find a difference of that size"
     parser.add_argument("--detect", type=float, metavar="D", help=text)

@@ -90,7 +90,7 @@ def _made(root: Path, sweeps: "Mapping[str, SweepFolder]", choice: "Choice", nam
     """Everything that goes into a bundle, in `root`. BadInput if anything there still says one of `names`."""
     from klsweep.analysis.outputs import write_outputs
     from klsweep.bundle.contents import pack
-    from klsweep.bundle.manifest import MANIFEST, RECORDS, listed
+    from klsweep.bundle.manifest import MANIFEST, RECORDS, manifest_of
 
     with progress("copying records") as on_step:
         notes = pack(sweeps, root, names, on_step)
@@ -103,7 +103,7 @@ def _made(root: Path, sweeps: "Mapping[str, SweepFolder]", choice: "Choice", nam
         made = write_outputs(root, folders, choice, root, on_step)
     outputs = {file: shlex.join(command) for file, command in made.items()}
     facts = {"anonymous": names is not None, "sweeps": folders, "choice": asdict(choice), "notes": notes}
-    manifest = listed(root, _files(root), outputs=outputs, **facts)
+    manifest = manifest_of(root, _files(root), outputs=outputs, **facts)
     (root / MANIFEST).write_text(manifest.text(), "utf-8")
     if names is not None:
         _check_clean(root, [MANIFEST, *outputs], names)

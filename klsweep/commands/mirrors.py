@@ -17,7 +17,7 @@ from klsweep.record.files import Row
 from klsweep.record.folder import SweepFolder
 
 if TYPE_CHECKING:
-    from klsweep.mirror.sync import Mirror, Outcome
+    from klsweep.mirror.sync import Mirror, Synced
 
 
 def declare(commands: Commands) -> None:
@@ -102,7 +102,7 @@ def _report(options: argparse.Namespace) -> int:
     return OK
 
 
-def _watched(mirror: "Mirror", seconds: float) -> "list[Outcome]":
+def _watched(mirror: "Mirror", seconds: float) -> "list[Synced]":
     """Sync again and again until nothing works on the runs any more; the last outcomes. A look at which W&B does not
     answer is a line, not the end.
     """

@@ -21,7 +21,7 @@ Labels = dict[str, Any]
 Parts = dict[str, list["Piece"]]  # of a run, by kind: of metrics, or of a suite's items
 
 
-class Line(NamedTuple):
+class SourceLine(NamedTuple):
     """A row of a file: the file as it is named in errors, the row's number from 1, and its values by column."""
 
     file: str
@@ -77,19 +77,19 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._read: dict[Path, list[Line]] = {}
+        self._read: dict[Path, list[SourceLine]] = {}
         self._hashes: dict[Path, str] = {}
 
     def name(self, path: Path) -> str:
         """A file's path from the mapping."""
         return os.path.relpath(path, self.folder)
 
-    def lines(self, path: Path) -> list[Line]:
+    def lines(self, path: Path) -> list[SourceLine]:
         """The rows of a file. BadInput for what cannot be read, or has no rows."""
         if path not in self._read:
             if path.suffix not in FORMATS:
                 raise BadInput(f"{self.name(path)}: expected a file ending in {', '.join(FORMATS)}")
-            rows = [Line(self.name(path), n, _flat(row)) for n, row in enumerate(read_file(path), 1)]
+            rows = [SourceLine(self.name(path), n, _flat(row)) for n, row in enumerate(read_file(path), 1)]
             if not rows:
                 raise BadInput(f"{self.name(path)}: has no rows")
             if path.suffix == ".csv" and (ragged := next(filter(_is_ragged, rows), None)):
@@ -97,7 +97,7 @@ class Reader:
             self._read[path] = rows
         return self._read[path]
 
-    def all_lines(self) -> Iterator[Line]:
+    def all_lines(self) -> Iterator[SourceLine]:
         """The rows of all files that were read."""
         return chain.from_iterable(self._read.values())
 
@@ -108,7 +108,7 @@ class Reader:
         return self._hashes[path]
 
 
-def _is_ragged(line: Line) -> bool:
+def _is_ragged(line: SourceLine) -> bool:
     """As Python's csv says it: values beyond the header are those of None, and those that lack are None."""
     return None in line.values or None in line.values.values()
 
@@ -127,7 +127,7 @@ class Piece:
     """The rows of one run, or of several that share them, in the files of one pattern; `labels` say of which."""
 
     labels: Labels
-    lines: list[Line] = field(default_factory=list)
+    lines: list[SourceLine] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
 
 
@@ -152,7 +152,7 @@ def pieces(reader: Reader, pattern: str, columns: Mapping[str, str], declared: L
     return list(found.values())
 
 
-def _by_row(line: Line, columns: Mapping[str, str], known: Labels, declared: Labels) -> Labels:
+def _by_row(line: SourceLine, columns: Mapping[str, str], known: Labels, declared: Labels) -> Labels:
     """The labels in a row's columns that its file's path does not tell; one that is declared need not be there."""
     needed = {key: name for key, name in columns.items() if key not in known}
     return {key: scalar(line.value(name)) for key, name in needed.items() if key not in declared or name in line.values}

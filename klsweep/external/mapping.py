@@ -26,7 +26,7 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
 @component
-class Group:
+class RunFiles:
     """Runs whose files are named alike. `{key}` in a path is a label, `*` any text; `columns` are labels by row.
 
     `labels` hold for all of them; `items` are the files of a suite.
@@ -72,7 +72,7 @@ class Mapping:
     """The whole file; docs/import.md explains its keys. `folder` is where it lies: paths are relative to that."""
 
     name: Name
-    runs: tuple[Group, ...]
+    runs: tuple[RunFiles, ...]
     metrics: dict[str, str] = Field(default_factory=dict)
     suites: dict[Name, Suite] = Field(default_factory=dict)
     fields: Texts = ()
@@ -105,7 +105,7 @@ def load_mapping(file: Path) -> Mapping:
     runs, suites = node.get("runs"), node.get("suites")
     if not isinstance(runs, list) or not runs:
         raise BadInput(f"{file}: runs={runs!r}: expected a list of groups of runs")
-    node["runs"] = tuple(_part(Group, group, f"{file}: runs.{i}") for i, group in enumerate(runs))
+    node["runs"] = tuple(_part(RunFiles, group, f"{file}: runs.{i}") for i, group in enumerate(runs))
     if isinstance(suites, dict):
         node["suites"] = {name: _part(Suite, suite, f"{file}: suites.{name}") for name, suite in suites.items()}
     return validated(Mapping, {**node, "folder": file.resolve().parent}, f"{file}: ")

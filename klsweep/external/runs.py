@@ -6,10 +6,10 @@ from itertools import chain
 
 from klsweep.errors import BadInput
 from klsweep.external import mapping as declared
-from klsweep.external.figures import evaluations, item_rows, merge, metric_rows
 from klsweep.external.files import Labels, Parts, Reader, pieces, together
 from klsweep.external.labels import check_distinct, checked, plan_row
 from klsweep.external.mapping import UPDATE
+from klsweep.external.rows import evaluations, item_rows, merge, metric_rows
 from klsweep.record.files import Row
 
 METRICS = "metrics"

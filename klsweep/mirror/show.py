@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from klsweep.mirror.account import Account
-from klsweep.mirror.sync import INCOMPLETE, OUTCOMES, Outcome, Told
+from klsweep.mirror.sync import INCOMPLETE, OUTCOMES, Synced, Told
 from klsweep.terminal import console
 
 PLAIN_SECONDS = 10.0  # between lines where the output is no terminal
@@ -30,7 +30,7 @@ def progress(runs: int) -> Iterator[Told]:
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
         task = bar.add_task("", total=runs, rows=0)
 
-        def tell(outcome: Outcome) -> None:
+        def tell(outcome: Synced) -> None:
             nonlocal told, rows, said_at
             told, rows = told + 1, rows + outcome.sent
             bar.update(task, advance=1, rows=rows)
@@ -41,7 +41,7 @@ def progress(runs: int) -> Iterator[Told]:
         yield tell
 
 
-def print_outcomes(account: Account, outcomes: Sequence[Outcome]) -> None:
+def print_outcomes(account: Account, outcomes: Sequence[Synced]) -> None:
     """Runs by outcome, then each that is not whole at W&B."""
     out, counts = console(), Counter(outcome.outcome for outcome in outcomes)
     words = ", ".join(f"{counts[kind]} {kind}" for kind in OUTCOMES if counts[kind])

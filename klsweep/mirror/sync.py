@@ -23,11 +23,11 @@ OUTCOMES = ("sent", "unchanged", NOTHING, INCOMPLETE)
 
 Statuses = Mapping[str, Row]
 Read = Callable[[], Content]
-Told = Callable[["Outcome"], None]
+Told = Callable[["Synced"], None]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Synced:
     """What became of a run: one of OUTCOMES. `rows` of it are to be at W&B, `sent` went there now; `detail` says why
     some are not there.
     """
@@ -54,25 +54,25 @@ class Mirror:
     account: Account
     sweeps: Sequence[SweepFolder]
     patience: float
-    _whole: dict[str, tuple[Any, Outcome]] = field(default_factory=dict)
+    _whole: dict[str, tuple[Any, Synced]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ids = Counter(wandb_id(sweep.run(row["run_id"])) for sweep in self.sweeps for row in sweep.plan())
         if twice := [name for name, count in ids.items() if count > 1]:
             raise BadInput(f"{twice[0]}: the W&B id of runs of two of these sweeps, whose folders have the same name")
 
-    def sync(self, states: Mapping[SweepFolder, Statuses], told: Told) -> list[Outcome]:
+    def sync(self, states: Mapping[SweepFolder, Statuses], told: Told) -> list[Synced]:
         """Send what W&B lacks of every run, whose statuses are given by sweep and run id.
 
         `told` each outcome as it comes, before W&B is asked what it has counted. NoService if it cannot be reached.
         """
-        unread: dict[str, tuple[Read, Outcome]] = {}
-        stamps, settled = {}, list[Outcome]()
+        unread: dict[str, tuple[Read, Synced]] = {}
+        stamps, settled = {}, list[Synced]()
         for sweep in self.sweeps:
             begun = contents(sweep, states[sweep])
             for run_id, status in states[sweep].items():
                 name = wandb_id(sweep.run(run_id))
-                outcome = Outcome(run_id, name, status["state"], NOTHING)
+                outcome = Synced(run_id, name, status["state"], NOTHING)
                 stamps[name] = _stamp(sweep, run_id, status)
                 known, whole = self._whole.get(name, (None, outcome))
                 if run_id in begun and (known is None or known != stamps[name]):
@@ -86,11 +86,11 @@ class Mirror:
                 self._whole[outcome.wandb_id] = stamps[outcome.wandb_id], replace(outcome, outcome="unchanged", sent=0)
         return [*settled, *done]
 
-    def _send_all(self, unread: Mapping[str, tuple[Read, Outcome]], told: Told) -> list[Outcome]:
+    def _send_all(self, unread: Mapping[str, tuple[Read, Synced]], told: Told) -> list[Synced]:
         held = self.account.held(list(unread))
         sent: dict[str, Content] = {}
 
-        def work(name: str) -> Outcome:
+        def work(name: str) -> Synced:
             read, outcome = unread[name]
             try:
                 content = read()
@@ -109,7 +109,7 @@ class Mirror:
                 detail = f"a row of its record is damaged ({type(error).__name__}: {error})"
             return replace(outcome, outcome=INCOMPLETE, detail=detail)
 
-        pool, done = ThreadPoolExecutor(SENDERS), dict[str, Outcome]()
+        pool, done = ThreadPoolExecutor(SENDERS), dict[str, Synced]()
         try:
             for future in as_completed([pool.submit(work, name) for name in unread]):
                 outcome = future.result()

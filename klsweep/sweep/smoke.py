@@ -23,7 +23,7 @@ FINDINGS = "smoke.json"
 
 
 @dataclass(frozen=True)
-class Group:
+class MemoryGroup:
     """Planned runs that differ in nothing that takes memory, and the one of them that is tried: the largest batch."""
 
     signature: dict[str, Any]
@@ -42,7 +42,7 @@ class Group:
 class Trial:
     """What became of a group's trial. Bytes: `peak` was measured, `formula` is by part, `at_most` its sum."""
 
-    group: Group
+    group: MemoryGroup
     name: str
     folder: RunFolder
     passed: bool
@@ -70,12 +70,12 @@ class Trial:
         }
 
 
-def groups(plan: Plan) -> list[Group]:
+def groups(plan: Plan) -> list[MemoryGroup]:
     """The planned runs by what decides their memory."""
-    found: dict[str, Group] = {}
+    found: dict[str, MemoryGroup] = {}
     for run in plan.runs:
         signature = _signature(run)
-        found.setdefault(repr(signature), Group(signature, [])).runs.append(run)
+        found.setdefault(repr(signature), MemoryGroup(signature, [])).runs.append(run)
     return list(found.values())
 
 
@@ -163,7 +163,7 @@ def _config(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _trial(group: Group, names: dict[str, str], folder: RunFolder) -> Trial:
+def _trial(group: MemoryGroup, names: dict[str, str], folder: RunFolder) -> Trial:
     status, findings = folder.status(), read_json(folder.path / FINDINGS) or {}
     return Trial(
         group=group,

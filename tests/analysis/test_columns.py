@@ -5,7 +5,7 @@ import math
 import pyarrow as pa
 import pytest
 
-from klsweep.analysis.columns import column, figures, table
+from klsweep.analysis.columns import column, logged_values, table
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_values_of_several_kinds_are_json_texts():
 
 def test_a_figure_that_was_not_finite_is_nan_and_one_that_is_absent_is_null():
     rows = [{"x": 1, "y": 0.5}, {"x": None}, {"x": 2.5, "y": None}]
-    x, y = figures(rows, "x").to_pylist(), figures(rows, "y").to_pylist()
+    x, y = logged_values(rows, "x").to_pylist(), logged_values(rows, "y").to_pylist()
     assert (x[0], x[2]) == (1.0, 2.5)
     assert math.isnan(x[1])
     assert (y[0], y[1]) == (0.5, None)
@@ -43,7 +43,7 @@ def test_a_figure_that_was_not_finite_is_nan_and_one_that_is_absent_is_null():
 
 def test_a_figure_that_is_no_number_is_named():
     with pytest.raises(ValueError, match=r"x = 'high' is no number"):
-        figures([{"x": 1.0}, {"x": "high"}], "x")
+        logged_values([{"x": 1.0}, {"x": "high"}], "x")
 
 
 def test_a_table_has_the_columns_of_all_rows():

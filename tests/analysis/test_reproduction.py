@@ -11,7 +11,7 @@ from klsweep.analysis.claims import BELOW_ZERO, Claim, OutOfReach
 from klsweep.analysis.compare import compare
 from klsweep.analysis.decision import ABOVE_ZERO, Region
 from klsweep.analysis.exact_claims import GRADIENTS, audited, computed
-from klsweep.analysis.measures import Mean, Share, beyond_base, figure, has_collapsed, margin, rise
+from klsweep.analysis.measures import Mean, Share, beyond_base, has_collapsed, margin, metric, rise
 from klsweep.analysis.reproduction import PARTS, as_objects, exact_grid, grid, reproduce
 from klsweep.analysis.reproduction_page import page
 from klsweep.cli import main
@@ -63,9 +63,9 @@ def test_differences_are_of_common_seeds(sweep):
     write_cells(sweep, k1=[0.6, 0.5, 0.9], k3=[0.4, 0.3], abs=[0.3, 0.2, 0.1])
     found = rows(
         sweep,
-        Claim("f", "less", ABOVE_ZERO, Mean(figure("in"), [K1], [K3, NONE])),
-        Claim("f", "in %", Region(60, 80), Mean(figure("in"), [K1], [K3, NONE], percent=True)),
-        Claim("f", "reversed", BELOW_ZERO, Mean(figure("in"), [K3, NONE], [K1])),
+        Claim("f", "less", ABOVE_ZERO, Mean(metric("in"), [K1], [K3, NONE])),
+        Claim("f", "in %", Region(60, 80), Mean(metric("in"), [K1], [K3, NONE], percent=True)),
+        Claim("f", "reversed", BELOW_ZERO, Mean(metric("in"), [K3, NONE], [K1])),
     )
     assert [line[2:5] for line in found] == [
         ["1 less 2, 3", "2/3*", "+0.250 (+0.250 to +0.250)"],
@@ -107,7 +107,7 @@ def test_what_is_not_there_or_not_comparable_is_said(sweep):
         sweep,
         gain({"estimator": "k2"}),
         gain(K1),
-        Claim("f", "m", ABOVE_ZERO, Mean(figure("in"), [{"estimator": "k1", "model": "tiny"}], [K3])),
+        Claim("f", "m", ABOVE_ZERO, Mean(metric("in"), [{"estimator": "k1", "model": "tiny"}], [K3])),
     )
     assert [line[1] for line in found] == [
         "nothing: no cell “k2” in these sweeps",

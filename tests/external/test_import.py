@@ -37,10 +37,10 @@ def test_means_and_intervals_are_those_of_the_record_to_the_last_digit(imported)
     own, theirs = (compare(sweep) for sweep in imported)
     assert [cell.plan["kl_coef"] for cell in theirs.cells] == [0.1, 0.4]
     for name in FIGURES:
-        figures = [[cell.estimate(one.figure(name)) for cell in one.cells] for one in (own, theirs)]
+        figures = [[cell.estimate(one.metric(name)) for cell in one.cells] for one in (own, theirs)]
         assert figures[0] == figures[1]
         assert all(estimate is not None and estimate.n == 3 for estimate in figures[0])
-        bases = [sorted(one.figure(name).base(base.run) or 0 for base in one.bases) for one in (own, theirs)]
+        bases = [sorted(one.metric(name).base(base.run) or 0 for base in one.bases) for one in (own, theirs)]
         assert bases[0] == bases[1]
     assert [cell.states for cell in theirs.cells] == [{"done": 3}, {"done": 2, "diverged": 1}]
     assert [cell.collapsed for cell in theirs.cells] == [cell.collapsed for cell in own.cells] != [0, 0]
@@ -239,7 +239,7 @@ def test_the_example_of_the_docs(in_tmp, capsys):
         (cell.plan["axes"]["estimator"], name): estimate.mean
         for cell in comparison.cells
         for name in ("gsm8k", "math500", "kl/k1_sequence")
-        if (estimate := cell.estimate(comparison.figure(name))) is not None
+        if (estimate := cell.estimate(comparison.metric(name))) is not None
     }
     assert found == {
         ("k1", "gsm8k"): pytest.approx((4 / 6 + 1) / 2),

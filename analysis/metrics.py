@@ -1,4 +1,4 @@
-"""Run-level figures by name: what `--columns` and `--metric` take. A figure is one number per run, or none."""
+"""Run-level metrics by name: what `--columns` and `--metric` take. A metric is one number per run, or none."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +11,7 @@ from klsweep.record.folder import LAST_UPDATES
 
 ACCURACY = "pass@1"
 
-# of an item, as SQL over the table of items; a run's figure is the mean over items
+# of an item, as SQL over the table of items; a run's metric is the mean over items
 ITEM_SCORES = {
     ACCURACY: "correct / samples",
     "greedy": "greedy_correct::INT",
@@ -29,11 +29,11 @@ NOTES = {
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """One number per run: `value(run)`, None where there is none; `base(run)` the same of the base it started from.
 
     `higher_is_better` is None for what is neither good nor bad in itself. `suites(run)` are those over which it is a
-    mean, of their `metric`; none for a training figure.
+    mean, of their `key`; none for a training metric.
     """
 
     name: str
@@ -42,13 +42,13 @@ class Figure:
     value: Callable[[RunResult], float | None]
     base: Callable[[RunResult], float | None]
     suites: Callable[[RunResult], Sequence[str]]
-    metric: str
+    key: str
 
 
-def figure(name: str, suites: Iterable[str], logged: Iterable[str]) -> Figure:
-    """The figure of a name: `in`, `out` (pass@1, mean over the suites in and out of distribution), `in/<metric>`,
+def metric(name: str, suites: Iterable[str], logged: Iterable[str]) -> Metric:
+    """The metric of a name: `in`, `out` (pass@1, mean over the suites in and out of distribution), `in/<metric>`,
     `out/<metric>`, `kl`, `entropy` (of the trained task), a suite (pass@1), `eval/<suite>/<metric>`, `reward`, or any
-    figure that is logged while training (mean over the last updates).
+    metric that is logged while training (mean over the last updates).
 
     BadInput with the choices for another.
     """
@@ -68,7 +68,7 @@ def figure(name: str, suites: Iterable[str], logged: Iterable[str]) -> Figure:
         return _training(name, full)
     choices = [*ROLES, *short, *names, *(found for found in known if not found.startswith("eval/"))]
     further = "in/<metric>, out/<metric>, eval/<suite>/<metric>"
-    raise BadInput(f"{name!r}: no figure of that name (choose from {', '.join(choices)}, {further})")
+    raise BadInput(f"{name!r}: no metric of that name (choose from {', '.join(choices)}, {further})")
 
 
 def suites_of(run: RunResult, role: str) -> list[str]:
@@ -80,9 +80,9 @@ def _better(metric: str) -> bool | None:
     return True if metric.startswith(HIGHER_IS_BETTER) else None
 
 
-def _of_role(name: str, role: str, metric: str) -> Figure:
+def _of_role(name: str, role: str, metric: str) -> Metric:
     title = {"kl": "KL", "entropy": "entropy"}.get(name) or ROLES[role] + ("" if metric == ACCURACY else f" {metric}")
-    return Figure(
+    return Metric(
         name,
         title,
         _better(metric),
@@ -93,8 +93,8 @@ def _of_role(name: str, role: str, metric: str) -> Figure:
     )
 
 
-def _of_suite(name: str, suite: str, metric: str) -> Figure:
-    return Figure(
+def _of_suite(name: str, suite: str, metric: str) -> Metric:
+    return Metric(
         name,
         name.removeprefix("eval/"),
         _better(metric),
@@ -105,9 +105,9 @@ def _of_suite(name: str, suite: str, metric: str) -> Figure:
     )
 
 
-def _training(name: str, logged: str) -> Figure:
+def _training(name: str, logged: str) -> Metric:
     value = partial(RunResult.training, metric=logged)
-    return Figure(name, name, _better(logged), value, lambda run: None, lambda run: [], logged)
+    return Metric(name, name, _better(logged), value, lambda run: None, lambda run: [], logged)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

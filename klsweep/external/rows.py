@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from klsweep.errors import BadInput
-from klsweep.external.files import Line
+from klsweep.external.files import SourceLine
 from klsweep.external.mapping import UPDATE, Suite
 from klsweep.record.files import Row
 from klsweep.tasks.accuracy import summary
@@ -15,7 +15,7 @@ EMPTY = ("", None)  # not logged
 TRUE, FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
 
 
-def metric_rows(lines: Iterable[Line], columns: Mapping[str, str], offset: int) -> dict[int, Row]:
+def metric_rows(lines: Iterable[SourceLine], columns: Mapping[str, str], offset: int) -> dict[int, Row]:
     """Figures by update, as `metrics.jsonl` has them. Rows of the same update are one.
 
     A figure that was not logged is absent, one that is not finite NaN. BadInput for what is no number, and for an
@@ -44,7 +44,7 @@ def _same(one: float, other: float) -> bool:
     return one == other or (math.isnan(one) and math.isnan(other))
 
 
-def _update(line: Line, column: str, offset: int) -> int:
+def _update(line: SourceLine, column: str, offset: int) -> int:
     value = line.value(column)
     number = _number(line, column, value)
     if not (math.isfinite(number) and number == int(number) and number + offset >= 0):
@@ -52,7 +52,7 @@ def _update(line: Line, column: str, offset: int) -> int:
     return int(number) + offset
 
 
-def _number(line: Line, column: str, value: Any) -> float:
+def _number(line: SourceLine, column: str, value: Any) -> float:
     try:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ValueError
@@ -61,14 +61,14 @@ def _number(line: Line, column: str, value: Any) -> float:
         raise BadInput(f"{line.where}: {column}={value!r}: expected a number") from None
 
 
-def item_rows(lines: Sequence[Line], suite: Suite, last: int | None, offset: int) -> dict[int, list[Row]]:
+def item_rows(lines: Sequence[SourceLine], suite: Suite, last: int | None, offset: int) -> dict[int, list[Row]]:
     """Evaluated items by update, as `eval/<suite>.jsonl` has them; `last`: the update of a row that names none.
 
     Without a column of samples a row is one response, and the rows of one item are its samples. BadInput for an outcome
     that is neither right nor wrong, for an item without a name, and for one that has a figure twice.
     """
     columns = suite.columns()
-    by_item: dict[tuple[int, str], list[Line]] = {}
+    by_item: dict[tuple[int, str], list[SourceLine]] = {}
     for line in lines:
         update = last if suite.update is None else _update(line, suite.update, offset)
         if update is None:
@@ -82,7 +82,7 @@ def item_rows(lines: Sequence[Line], suite: Suite, last: int | None, offset: int
     return found
 
 
-def _name(line: Line, suite: Suite) -> str:
+def _name(line: SourceLine, suite: Suite) -> str:
     """What an item is known by."""
     column = suite.prompt or suite.prompt_hash or suite.item
     assert column is not None
@@ -92,7 +92,7 @@ def _name(line: Line, suite: Suite) -> str:
     return str(value)
 
 
-def _item(lines: Sequence[Line], suite: Suite, columns: Mapping[str, str]) -> Row:
+def _item(lines: Sequence[SourceLine], suite: Suite, columns: Mapping[str, str]) -> Row:
     """One item: its hash, how many of its samples were right, and what else is known of it."""
     name = _name(lines[0], suite)
     hashed = Item(name, "").prompt_hash if suite.prompt else name if suite.prompt_hash else None
@@ -105,7 +105,7 @@ def _item(lines: Sequence[Line], suite: Suite, columns: Mapping[str, str]) -> Ro
     return row
 
 
-def _outcome(lines: Sequence[Line], columns: Mapping[str, str]) -> Row:
+def _outcome(lines: Sequence[SourceLine], columns: Mapping[str, str]) -> Row:
     column = columns["correct"]
     if "samples" not in columns:
         return {"samples": len(lines), "correct": sum(_is_right(line, column) for line in lines)}
@@ -116,7 +116,7 @@ def _outcome(lines: Sequence[Line], columns: Mapping[str, str]) -> Row:
     return {"samples": samples, "correct": correct}
 
 
-def _count(line: Line, column: str) -> int:
+def _count(line: SourceLine, column: str) -> int:
     value = line.value(column)
     number = _number(line, column, value)
     if not (number >= 0 and math.isfinite(number) and number == int(number)):
@@ -124,7 +124,7 @@ def _count(line: Line, column: str) -> int:
     return int(number)
 
 
-def _is_right(line: Line, column: str) -> bool:
+def _is_right(line: SourceLine, column: str) -> bool:
     value = line.value(column)
     text = str(value).lower()
     if text not in (*TRUE, *FALSE):
@@ -133,7 +133,7 @@ def _is_right(line: Line, column: str) -> bool:
     return text in TRUE
 
 
-def _figure(lines: Sequence[Line], column: str, figure: str) -> float | bool:
+def _figure(lines: Sequence[SourceLine], column: str, figure: str) -> float | bool:
     """A figure of an item: whether its greedy response is right, or the mean over its samples."""
     if figure == "greedy_correct":
         answers = {_is_right(line, column) for line in lines}

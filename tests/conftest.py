@@ -134,7 +134,11 @@ def planned(*overrides: str, single: bool = False, outline: bool = False):
         return make_plan(session, ["wandb.mode=disabled", *overrides], single, outline)
 
 
-SMALL = ("train.prompts_per_update=4", "algorithm.group_size=4", "task.train_prompts=64")
+SUITES = ("add", "subtract", "reverse", "max", "sort")
+FEW_PROMPTS = ("train.prompts_per_update=4", "algorithm.group_size=4", "task.train_prompts=64")
+# of a short run, evaluating as many prompts as are shipped takes most
+LIGHT = ("task.eval_prompts=8", *(f"eval.suites.{suite}.eval_prompts=8" for suite in SUITES))
+SMALL = (*FEW_PROMPTS, *LIGHT)
 
 
 def small_spec(*overrides: str):

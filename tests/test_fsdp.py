@@ -20,7 +20,7 @@ from klsweep.sweep.plan import write_plan
 from klsweep.sweep.ranks import Meeting, Party
 from klsweep.training.shards import TensorFiles, file_name, write
 from klsweep.training.share import Share
-from tests.conftest import planned, small_spec
+from tests.conftest import LIGHT, planned, small_spec
 
 TWO = ["parallel=fsdp2", "parallel.processes=2"]
 # 27 rows in 3 minibatches of 9: 4 and 5 for two ranks, so with 4 at a time one of them has an idle round.
@@ -43,8 +43,7 @@ CELL = [
     "sampling.async_level=1",
     "eval.samples_per_prompt=1",
     "eval.pass_at=[1]",
-    "task.eval_prompts=8",
-    *(f"eval.suites.{suite}.eval_prompts=8" for suite in ("add", "subtract", "reverse", "max", "sort")),
+    *LIGHT,
 ]
 
 

@@ -9,7 +9,7 @@ from klsweep.record.files import read_rows
 from klsweep.record.folder import SweepFolder
 from klsweep.tasks.accuracy import summary
 from klsweep.tasks.base import OffersOptions
-from tests.conftest import SMALL, planned, small_spec
+from tests.conftest import FEW_PROMPTS, planned, small_spec
 from tests.hub import DATA
 
 MMLU = [
@@ -32,11 +32,11 @@ def logprob_of(policy, prompt: str, answer: str) -> float:
 @pytest.mark.parametrize("scored", ["letter", "text"])
 def test_options_have_the_networks_likelihood(scored, tmp_path):
     more = [*MMLU, f"eval.suites.mmlu_college_physics.scored={scored}", f"sweep_dir={tmp_path}", "train.updates=1"]
-    assert main(["train", *SMALL, *more, "wandb.mode=disabled"]) == 0
+    assert main(["train", *FEW_PROMPTS, *more, "wandb.mode=disabled"]) == 0
     sweep = SweepFolder(tmp_path)
     run = sweep.run(sweep.plan()[0]["run_id"])
     rows = [row for row in read_rows(run.evaluations / "mmlu_college_physics.jsonl") if row["update"] == 0]
-    spec = small_spec(*more)
+    spec = planned(*FEW_PROMPTS, *more, single=True).runs[0].spec
     policy, suite = load_policy(spec.model), spec.eval.suites["mmlu_college_physics"]
     assert isinstance(suite, OffersOptions)
     for row, item in zip(rows, suite.eval_items(), strict=True):

@@ -146,11 +146,11 @@ def test_the_formula_by_hand():
         "drawing": 24 * 100 * 10,
         "logits": 3 * 50 * 100 * 4,
         "activations": 8 * 20 * 2 * layer,
-        "scoring": 64 * 4 * 20 * layer,
+        "scoring": 8 * 4 * 20 * layer,
         "checkpoint": 8 * weights,
     }
     assert memory.formula(spec, sizes, longest=20) == expected
-    assert memory.at_most(spec, expected) == 20 * weights + 64 * 4 * 20 * layer
+    assert memory.at_most(spec, expected) == 20 * weights + 8 * 4 * 20 * layer
     spared = small_spec("model.gradient_checkpointing=true", "train.micro_batch_size=8")
     assert memory.formula(spared, sizes, 20)["activations"] == 8 * 20 * (2 * 64 * 4 + layer)
     frozen = sizes._replace(trained=10, copied=10, bytes=2)

@@ -20,6 +20,8 @@ from klsweep.training.checkpoint import load_checkpoint, newest_sound
 from klsweep.training.loop import Outcome, train
 from tests.conftest import small_spec
 
+WHOLE = ("task.eval_prompts=64", "eval.suites.add.eval_prompts=64")  # as shipped
+
 
 def run(tmp_path, name: str, *overrides: str, stop_after: int | None = None) -> tuple[Outcome, RunFolder]:
     """Train a small run in-process in `tmp_path`/name, interrupted after an update if asked."""
@@ -182,7 +184,7 @@ def test_paired_cells_see_the_same_prompts_and_first_samples(tmp_path):
 
 
 def test_a_penalty_on_k1_in_the_reward_holds_the_policy_near_the_base(tmp_path):
-    cell = ["train.updates=12", "train.lr=2e-3", "kl.coef=2.0", "train.prompts_per_update=16"]
+    cell = ["train.updates=12", "train.lr=2e-3", "kl.coef=2.0", "train.prompts_per_update=16", *WHOLE]
     kl = {p: rows(run(tmp_path, p, *cell, f"placement={p}")[1])[-1]["eval/add/kl"] for p in ("none", "reward")}
     assert 0 < kl["reward"] < 0.5 * kl["none"]
 
@@ -238,7 +240,7 @@ def test_an_adaptive_beta_follows_the_measured_kl(tmp_path):
 def test_weights_corrections_and_other_gradients_change_what_is_learned(tmp_path):
     """The first optimiser steps off policy; each option against the same cell without it."""
     cell = ["sampling=off_policy", "sampling.async_level=2", "estimator=k3", "placement=loss", "kl.coef=1.0"]
-    cell += ["train.updates=4", "train.lr=5e-3", "train.minibatches=2"]
+    cell += ["train.updates=4", "train.lr=5e-3", "train.minibatches=2", *WHOLE]
     plain = weights(run(tmp_path, "plain", *cell)[1])
     options = {
         "gradient": ["estimator.gradient=k2"],
@@ -331,10 +333,10 @@ def test_the_record_of_a_run(tmp_path):
     assert [row["update"] for row in timing] == [1, 2, 3, 4]
     assert {"seconds/rollout", "seconds/score", "seconds/step", "seconds/total", "tokens_per_second"} <= set(timing[0])
     items = list(read_rows(folder.evaluations / "reverse.jsonl"))
-    assert len(items) == 3 * 64
+    assert len(items) == 3 * 8
     assert {"update", "item", "prompt_hash", "samples", "correct", "greedy_correct", "kl"} <= set(items[0])
     final = [row for row in items if row["update"] == 4]
-    assert table[4]["eval/reverse/pass@1"] == pytest.approx(sum(r["correct"] for r in final) / 4 / 64)
+    assert table[4]["eval/reverse/pass@1"] == pytest.approx(sum(r["correct"] for r in final) / 4 / 8)
     base = [row for row in items if row["update"] == 0]
     assert sum(row["kl"] for row in base) == pytest.approx(0.0, abs=1e-5)
 

@@ -8,7 +8,7 @@ import yaml
 
 from klsweep.analysis.departure import (
     Departure,
-    Difference,
+    FieldDifference,
     config_differences,
     departures,
     left_siblings,
@@ -44,9 +44,9 @@ def sweep(tmp_path) -> SweepFolder:
 
 def test_fields_that_differ_are_named_without_where_the_run_lies(sweep):
     assert config_differences(sweep.run("r1-a"), sweep.run("r1-b")) == [
-        Difference("kl.schedule", "constant", None),
-        Difference("kl.target", None, 2),
-        Difference("seed", 0, 1),
+        FieldDifference("kl.schedule", "constant", None),
+        FieldDifference("kl.target", None, 2),
+        FieldDifference("seed", 0, 1),
     ]
 
 

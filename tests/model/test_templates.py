@@ -14,7 +14,7 @@ from klsweep.model.policy import load_policy
 from klsweep.model.source import SHIPPED
 from klsweep.record.files import read_json, read_rows
 from klsweep.record.folder import SweepFolder
-from tests.conftest import SMALL, planned, small_spec
+from tests.conftest import FEW_PROMPTS, planned, small_spec
 from tests.hub import CHAT
 
 PLAIN = "{{ messages[-1]['content'] }}"
@@ -146,7 +146,7 @@ def test_a_run_with_a_template_that_adds_nothing_is_the_same_run_and_says_so(tmp
     metrics = []
     for name, more in (("plain", []), ("templated", [f'model.template="{PLAIN}"'])):
         sweep = [f"sweep_dir={tmp_path / name}", "train.updates=1", "wandb.mode=disabled", "eval=own", "eval.top_p=0.9"]
-        assert main(["train", *SMALL, *sweep, *more]) == 0
+        assert main(["train", *FEW_PROMPTS, *sweep, *more]) == 0
         folder = SweepFolder(tmp_path / name)
         run = folder.run(folder.plan()[0]["run_id"])
         metrics.append(run.metrics.read_bytes())

@@ -122,10 +122,9 @@ def page(composer: Composer, name: str) -> str:
 
 def index_page(composer: Composer) -> str:
     """What there is, and the verdict on each estimator in each place."""
-    rows = [
-        [f"`{name}`", *(_cell(_verdict(composer, [f"estimator={name}", *words])) for words in PLACES.values())]
-        for name in composer.options("estimator")
-    ]
+    names = composer.options("estimator")
+    verdicts = [_verdicts(composer, [f"estimator={','.join(names)}", *words]) for words in PLACES.values()]
+    rows = [[f"`{name}`", *(_cell(place.get(name, "undefined")) for place in verdicts)] for name in names]
     parts = [
         "# The axes",
         f"{WRITTEN}, with the audit's verdicts.",
@@ -139,13 +138,11 @@ def index_page(composer: Composer) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _verdict(composer: Composer, overrides: Sequence[str]) -> str:
-    try:
-        chosen, _ = cases(composer, overrides, "")
-    except BadInput:
-        return "undefined"
-    (row,) = bias_table(instance(4, 3), chosen, None, 0, lambda done: None)
-    return f"{figure(row['relative_error'])} {row['verdict']}"
+def _verdicts(composer: Composer, overrides: Sequence[str]) -> dict[str, str]:
+    """What each estimator's gradient is, of those that are defined so."""
+    chosen, _ = cases(composer, overrides, "")
+    rows = bias_table(instance(4, 3), chosen, None, 0, lambda done: None)
+    return {row["estimator"]: f"{figure(row['relative_error'])} {row['verdict']}" for row in rows}
 
 
 def axis_page(composer: Composer, group: str) -> str:

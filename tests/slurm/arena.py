@@ -15,6 +15,7 @@ from klsweep.record.files import read_rows
 from klsweep.record.folder import FINISHED, RunFolder, SweepFolder
 from klsweep.sweep.status import sweep_status
 from klsweep.sweep.submissions import submitted
+from tests.conftest import LIGHT
 
 LOCAL_CLUSTER = Path(__file__).parents[2] / "slurm/local-cluster"
 MAX_ARRAY = 3
@@ -27,6 +28,7 @@ CELL = [
     "algorithm.group_size=4",
     "eval.samples_per_prompt=2",
     "eval.pass_at=[1,2]",
+    *LIGHT,
     "kl.schedule=adaptive",
     "kl.target=0.05",
     "kl.horizon=64",

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from klsweep.theory.inputs import Floats, check_delta, finite_array, groups_of
 
@@ -88,6 +87,8 @@ def tail_index(weights: ArrayLike) -> float | None:
     above = above[above > 0]
     if len(np.unique(above)) < FEWEST_IN_TAIL:
         return None
+    from scipy import stats  # takes longer to import than all that a run does before its first update
+
     return float(stats.genpareto.fit(above / above.mean(), floc=0)[0])  # k does not depend on the scale
 
 
@@ -128,6 +129,8 @@ def reward_error(
     squared = float(errors.mean())
     low, high = squared, squared
     if errors.min() < errors.max():
+        from scipy import stats
+
         low, high = stats.ttest_1samp(errors, 0).confidence_interval(1 - delta)
     ends = [math.sqrt(max(float(end), 0.0)) for end in (low, high)]
     return RewardError(math.sqrt(squared), ends[0], ends[1], squared, prompts)

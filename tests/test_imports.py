@@ -97,8 +97,9 @@ def loaded_after(code: str) -> set[str]:
         (
             "from klsweep.config.compose import composer; from klsweep.sweep.plan import make_plan\n"
             "with composer() as session: make_plan(session, [])\n",
-            {"transformers", "wandb"},
+            {"transformers", "wandb", "torch.distributed.tensor", "scipy.stats"},
         ),
+        ("import klsweep.training.loop", {"transformers", "wandb", "torch.distributed.tensor", "scipy.stats"}),
     ],
 )
 def test_heavy_imports_stay_away(code, absent):

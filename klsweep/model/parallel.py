@@ -10,15 +10,17 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from pydantic import PositiveInt
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from klsweep.component import component
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 ORDER_HOURS = 24.0  # a rank may wait so long for the next order: the leader's base evaluation or checkpoint takes time
 
@@ -183,21 +185,28 @@ def is_spread(network: Any) -> bool:
     return isinstance(network, FSDPModule)
 
 
+def _sharded(tensor: Tensor) -> "DTensor | None":
+    """A tensor that is spread over ranks, None for another."""
+    from torch.distributed.tensor import DTensor  # half a second to import, which planning does without
+
+    return tensor if isinstance(tensor, DTensor) else None
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor gathered from all ranks, which all have to ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor if (parts := _sharded(tensor)) is None else parts.full_tensor()
 
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a weight, or of what goes with it."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor if (parts := _sharded(tensor)) is None else parts.to_local()
 
 
 def rows_of(tensor: Tensor) -> tuple[int, int]:
     """First row, and first row after, of this rank's part: `fully_shard` cuts as `torch.chunk` does."""
-    if not isinstance(tensor, DTensor):
+    if (parts := _sharded(tensor)) is None:
         return 0, len(tensor)
-    mesh = tensor.device_mesh
+    mesh = parts.device_mesh
     step = -(-len(tensor) // mesh.size())
     first = min(mesh.get_local_rank() * step, len(tensor))
-    return first, first + len(tensor.to_local())
+    return first, first + len(parts.to_local())

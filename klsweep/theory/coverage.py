@@ -87,7 +87,7 @@ def tail_index(weights: ArrayLike) -> float | None:
     above = above[above > 0]
     if len(np.unique(above)) < FEWEST_IN_TAIL:
         return None
-    from scipy import stats  # takes longer to import than all that a run does before its first update
+    from scipy import stats  # half a second to import, which no other run needs
 
     return float(stats.genpareto.fit(above / above.mean(), floc=0)[0])  # k does not depend on the scale
 

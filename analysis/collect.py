@@ -146,11 +146,7 @@ def _plan(sweep: SweepFolder) -> list[Row]:
 
 
 def _planned(key: RunKey, row: Row, folder: RunFolder, damage: str | None) -> Planned:
-    try:
-        ungraded = verifier_errors(folder)[0]
-    except (ValueError, LookupError, TypeError):
-        ungraded = None
-    return Planned(key, row, folder.status(), ungraded, damage)
+    return Planned(key, row, folder.status(), verifier_errors(folder)[0], damage)
 
 
 def _read(kind: _Kind, key: RunKey, folder: Path, files: Sequence[Path]) -> Part:

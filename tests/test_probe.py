@@ -17,7 +17,7 @@ from klsweep.model.policy import Scores, load_policy
 from klsweep.model.tokens import Tokens
 from klsweep.record.files import read_rows
 from klsweep.record.folder import RunFolder, SweepFolder
-from klsweep.record.rollouts import base_lines, base_summary, verifier_errors
+from klsweep.record.rollouts import base_lines, base_summary, rollout_file, verifier_errors
 from klsweep.rollout.engine import Generation, Rollout
 from klsweep.sweep.plan import make_plan, write_plan
 from klsweep.sweep.responses import chosen_rows, log_ratios, print_responses, style_of
@@ -246,6 +246,12 @@ def test_what_could_not_be_graded_is_counted_and_shown(tmp_path):
         f"warning: verifiers could not grade {total} responses in 1 runs (rollouts/errors.jsonl of r1-"
         in out.export_text()
     )
+    with rollout_file(folder, "errors").open("a") as stream:
+        stream.write("half a li\n{}\n")
+    assert verifier_errors(folder) == (None, "its errors.jsonl is damaged")
+    out.print(status_lines(sweep_status(sweep)))
+    told = f"how many responses of {folder.run_id} could not be graded is not known: its errors.jsonl is damaged"
+    assert told in out.export_text()
 
 
 class Broken:

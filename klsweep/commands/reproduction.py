@@ -9,6 +9,7 @@ from klsweep.commands.analysis import add_cache, records_of
 from klsweep.commands.parser import OK, Commands, existing_sweep
 from klsweep.errors import BadInput
 from klsweep.record.files import write_text
+from klsweep.record.origin import is_external
 from klsweep.terminal import console, print_grid, progress
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ def _reproduce(options: argparse.Namespace) -> int:
     from klsweep.analysis.reproduction_page import page
 
     sweeps = [existing_sweep(path) for path in options.sweeps]
+    for sweep in sweeps:
+        if any(map(is_external, sweep.plan())):
+            raise BadInput(f"{sweep.path}: holds imported runs; findings are held against runs of klsweep's own")
     file: Path | None = options.page
     if file is not None and (not file.parent.is_dir() or file.is_dir()):
         raise BadInput(f"--page={file}: a file in a folder that is there")

@@ -25,10 +25,16 @@ def rollout_rows(folder: RunFolder, kind: Kind) -> list[Row]:
     return list(read_rows(rollout_file(folder, kind)))
 
 
-def verifier_errors(folder: RunFolder) -> tuple[int, str | None]:
-    """How many responses could not be graded, in training and evaluation, and what the last error was."""
-    rows = rollout_rows(folder, "errors")
-    return sum(row["errors"] for row in rows), rows[-1]["examples"][-1]["error"] if rows else None
+def verifier_errors(folder: RunFolder) -> tuple[int | None, str | None]:
+    """How many responses could not be graded, in training and evaluation, and what the last error was.
+
+    None if the file that says so is damaged, and that it is.
+    """
+    try:
+        rows = rollout_rows(folder, "errors")
+        return sum(row["errors"] for row in rows), rows[-1]["examples"][-1]["error"] if rows else None
+    except (ValueError, LookupError, TypeError):
+        return None, "its errors.jsonl is damaged"
 
 
 def base_summary(base: Row, task: str | None = None) -> str:

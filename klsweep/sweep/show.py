@@ -55,6 +55,10 @@ def status_lines(status: dict[str, Any]) -> Group:
         where = f"rollouts/errors.jsonl of {failing[0]['run_id']}: {failing[0]['verifier_error']}"
         text = f"warning: verifiers could not grade {total} responses in {len(failing)} runs ({where})"
         parts.append(Text(text, style="yellow"))
+    for run in status["runs"]:
+        if run["verifier_errors"] is None:
+            text = f"warning: how many responses of {run['run_id']} could not be graded is not known"
+            parts.append(Text(f"{text}: {run['verifier_error']}", style="yellow"))
     rows = [run for run in status["runs"] if run["state"] != "done"]
     rows.sort(key=lambda run: (run["state"] == "pending", run["state"] == "running"))
     if not rows:

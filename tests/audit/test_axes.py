@@ -38,7 +38,8 @@ def test_a_page_says_what_code_schema_and_audit_say():
         "| `clip.tau` | number > 0 or null | nats: the log-ratio is clipped to [-tau, tau] before the estimator; null: "
         "not at all | `1.0` | – | – |",
         "| `clip.smoothing` | number ≥ 0 and < 1 |",
-        "| `clip.mode` | `hard`, `straight_through` |  | `hard` | – | `hard` |",
+        "| `clip.mode` | `hard`, `straight_through` | no gradient beyond the bounds, or that of the unclipped "
+        "| `hard` | – | `hard` |",
         "Choice `fixed`: constant bounds in nats, −τ and τ unless `low` or `high` replace them.",
         "| k1 | reward sequence inside rloo | sequence τ=1 | – | none | on_policy | 0.378019 | biased by the clip |",
         "nothing to audit: all cells (8) are excluded (clip.level=sequence clips one log-ratio per sequence",

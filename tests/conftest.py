@@ -14,11 +14,11 @@ from klsweep.objective.regulariser import KL
 torch.set_num_threads(1)  # the shipped policy is too small for more
 
 
-FIRST = ("test_torture.py", "test_slurm.py")
+FIRST = ("test_torture.py", "test_slurm.py", "test_sweep.py", "test_fsdp.py", "test_nodes.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What mostly waits for a SLURM begins first, so that other processes can work meanwhile."""
+    """The files that take longest begin first, so that no process is left alone with one at the end."""
     items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 

@@ -12,6 +12,8 @@ from klsweep.record.folder import SweepFolder
 from klsweep.theory.bound import hoeffding_alpha, paper_alpha
 from tests.conftest import SMALL
 
+pytestmark = pytest.mark.slow
+
 ALPHA = paper_alpha(512, 16, 0.05)
 ASKED = ["prompts=512", "rollouts=16", "beta=0.1", "log_ratios=l.npy"]
 
@@ -287,7 +289,6 @@ def trained(tmp_path_factory):
     return sweep.run(sweep.plan()[0]["run_id"])
 
 
-@pytest.mark.slow
 def test_every_term_comes_from_a_trained_run_s_record(trained, capsys, tmp_path):
     run, last = trained, list(read_rows(trained.metrics))[-1]
     found = answer(capsys, str(run.path), "cost_prefill=4", "cost_decode=1")

@@ -230,6 +230,7 @@ def test_an_interrupt_waits_until_the_submission_is_on_record():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_stop_is_killed_and_its_run_ended(tmp_path, monkeypatch):
     """The worker hangs before its first update, as one in a long update would; the pool gives it a second."""
     run = RunFolder(tmp_path / "s/runs/r")

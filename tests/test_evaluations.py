@@ -21,6 +21,8 @@ from klsweep.training.settings import Subject
 from klsweep.training.trainer import Trainer
 from tests.conftest import SMALL
 
+pytestmark = pytest.mark.slow
+
 QUICK = [*SMALL, "train.updates=3", "wandb.mode=disabled", "launcher.parallel=1", "launcher.threads=1"]
 SUITES = ("add", "subtract", "reverse", "max", "sort")
 

@@ -38,6 +38,7 @@ def outline(experiment: str):
     return planned(f"experiment={experiment}", outline=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRIDS)
 def test_the_grid_is_of_this_size_and_nothing_in_it_is_undefined(name):
     plan = outline(name)
@@ -103,6 +104,7 @@ def test_schedules_have_the_same_mean():
         assert len(means) == 1, (name, means)
 
 
+@pytest.mark.slow
 def test_planned_in_full_where_models_and_data_are_in_the_cache(hub, in_tmp):
     """`hub` is a cache with small invented stand-ins: all that is real is what the plan does with them."""
     on_policy = planned("experiment=paper_on_policy", "rollout=hf")
@@ -117,6 +119,7 @@ def test_planned_in_full_where_models_and_data_are_in_the_cache(hub, in_tmp):
     assert "untagged" not in tags.values()
 
 
+@pytest.mark.slow
 def test_without_a_cache_the_plan_says_so_in_one_line(in_tmp, monkeypatch, capsys):
     use(in_tmp / "empty", monkeypatch)
     assert main(["plan", "experiment=paper_on_policy", "rollout=hf"]) == 2

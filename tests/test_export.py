@@ -17,6 +17,8 @@ from klsweep.training import trainer
 from klsweep.training.export import generation_config
 from tests.conftest import SMALL, small_spec
 
+pytestmark = pytest.mark.slow
+
 QUICK = [*SMALL, "train.updates=3", "wandb.mode=disabled", "launcher.parallel=1", "launcher.threads=1"]
 
 

@@ -22,6 +22,8 @@ from klsweep.training.shards import TensorFiles, file_name, write
 from klsweep.training.share import Share
 from tests.conftest import LIGHT, planned, small_spec
 
+pytestmark = pytest.mark.slow
+
 TWO = ["parallel=fsdp2", "parallel.processes=2"]
 # 27 rows in 3 minibatches of 9: 4 and 5 for two ranks, so with 4 at a time one of them has an idle round.
 CELL = [
@@ -90,7 +92,6 @@ def double(tmp_path_factory) -> RunFolder:
     return run(tmp_path_factory.mktemp("double"), *TWO)
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one(single, double):
     """20 updates of three steps: every metric, every evaluation, and the weights. And it is the same run."""
     assert (single.status()["state"], double.status()["state"]) == ("done", "done")
@@ -107,7 +108,6 @@ def test_two_processes_train_as_one(single, double):
     assert (environment["ranks"], environment["threads"]) == (2, 1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("back", [TWO, []], ids=["2", "1"])
 def test_stopped_and_resumed(double, back, tmp_path):
     """On as many processes: the same bytes. On fewer: the same up to rounding."""
@@ -123,7 +123,6 @@ def test_stopped_and_resumed(double, back, tmp_path):
         assert all(torch.equal(weight, weights(double)[name]) for name, weight in weights(broken).items())
 
 
-@pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_run_with_its_name(tmp_path):
     ranks = []
 
@@ -170,7 +169,6 @@ class _Nothing:
         pass
 
 
-@pytest.mark.slow
 def test_gradients_of_two_ranks_are_those_of_one(tmp_path):
     context = multiprocessing.get_context("spawn")
     ranks = [context.Process(target=_gradients, args=(rank, 2, tmp_path, TWO)) for rank in (0, 1)]

@@ -29,6 +29,7 @@ def logprob_of(policy, prompt: str, answer: str) -> float:
     return sum(logprobs[i - 1, whole[i]].item() for i in range(len(head), len(whole)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scored", ["letter", "text"])
 def test_options_have_the_networks_likelihood(scored, tmp_path):
     more = [*MMLU, f"eval.suites.mmlu_college_physics.scored={scored}", f"sweep_dir={tmp_path}", "train.updates=1"]

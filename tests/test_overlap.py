@@ -17,6 +17,8 @@ from klsweep.sweep.plan import write_plan
 from tests.conftest import SMALL, planned, small_spec
 from tests.test_training import rows, run, weights
 
+pytestmark = pytest.mark.slow
+
 STALE = ["sampling=off_policy", "sampling.async_level=2", "train.updates=6", "train.minibatches=2", "train.lr=5e-3"]
 OVERLAP = "sampling.overlap=true"
 FEW = ["eval.samples_per_prompt=2", "eval.pass_at=[1]"]
@@ -59,7 +61,6 @@ def process():
     found.close()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -78,7 +79,6 @@ def test_overlapped_and_in_turn_write_the_same_bytes(tmp_path, more):
     assert not children(os.getpid())
 
 
-@pytest.mark.slow
 def test_interrupted_and_resumed_in_either_way_equals_undisturbed(tmp_path):
     whole = run(tmp_path, "whole", *STALE, *FEW)[1]
     for first, then in (([OVERLAP], []), ([], [OVERLAP])):
@@ -90,7 +90,6 @@ def test_interrupted_and_resumed_in_either_way_equals_undisturbed(tmp_path):
         assert weights(broken) == weights(whole)
 
 
-@pytest.mark.slow
 def test_a_dead_process_is_an_error_and_no_hang(process):
     fetch = process.begin(1, version=0)
     os.kill(process._process.pid, signal.SIGKILL)
@@ -101,7 +100,6 @@ def test_a_dead_process_is_an_error_and_no_hang(process):
             process.begin(1 + version, version)()
 
 
-@pytest.mark.slow
 def test_an_error_in_the_process_comes_with_its_traceback(process):
     assert process.begin(1, version=0)().update == 1
     with pytest.raises(RuntimeError, match="the sampling process failed: ") as caught:
@@ -109,7 +107,6 @@ def test_an_error_in_the_process_comes_with_its_traceback(process):
     assert "in collect" in caught.value.__notes__[0]
 
 
-@pytest.mark.slow
 def test_probabilities_that_are_not_finite_end_a_run_as_diverged(tmp_path, monkeypatch):
     """Only the process sees broken weights, as if the trainer's were finite and the sampler's logits were not."""
     put = ahead.SharedWeights.put
@@ -129,7 +126,6 @@ def test_probabilities_that_are_not_finite_end_a_run_as_diverged(tmp_path, monke
     assert not children(os.getpid())
 
 
-@pytest.mark.slow
 def test_the_queue_is_bounded_by_the_lag(process):
     """Weights are handed over only when those before are taken: a stopped sampler stops the trainer."""
     process.begin(1, version=0)()
@@ -157,7 +153,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_process_dies_with_its_parent(tmp_path, number):
     plan = planned(*SMALL, *STALE, OVERLAP, "train.updates=100000", f"sweep_dir={tmp_path / 's'}", single=True)

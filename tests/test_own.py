@@ -12,6 +12,8 @@ import yaml
 
 from klsweep.record.folder import SweepFolder
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples/mylab"
 PLUGIN = "plugins=[mylab.rl]"
 SMALL = ["experiment=doubling", "sweep_dir=out", "train.updates=2", "wandb.mode=disabled", "seed=0"]
@@ -34,7 +36,6 @@ def swept(tmp_path_factory):
     return folder, done
 
 
-@pytest.mark.slow
 def test_a_sweep_with_an_estimator_a_reward_and_a_task_of_ones_own(swept):
     folder, done = swept
     assert "2 cells, 2 runs: 2 done" in done.stdout
@@ -50,7 +51,6 @@ def test_a_sweep_with_an_estimator_a_reward_and_a_task_of_ones_own(swept):
         assert environment["plugin_hash"] == run.status()["plugin_hash"] is not None
 
 
-@pytest.mark.slow
 def test_plugin_code_that_changed_is_noticed(swept):
     folder, _ = swept
     file = folder / "mylab/rl/reward.py"
@@ -70,7 +70,6 @@ print(snapshot(SweepFolder(Path("out")), ["mylab.rl"], allow_dirty=True).resolve
 """
 
 
-@pytest.mark.slow
 def test_a_job_runs_the_copy_of_the_plugin(swept, tmp_path):
     """As SLURM's jobs do: the copy first on PYTHONPATH, nothing else of the user's within reach."""
     folder, _ = swept

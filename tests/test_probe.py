@@ -37,6 +37,7 @@ def rows(folder: RunFolder, kind: str) -> list[dict]:
     return list(read_rows(folder.rollouts / f"{kind}.jsonl"))
 
 
+@pytest.mark.slow
 def test_watching_changes_no_result(tmp_path):
     _, plain = run(tmp_path, "plain", "train.base_check=off")
     _, probed = run(tmp_path, "probed", "train.probe_every=1")

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from klsweep.record.files import append_rows
 from klsweep.record.rollouts import rollout_file
 from tests.bundle.records import study
@@ -23,6 +25,7 @@ RESPONSE = {"update": 0, "item": 0, "sample": 0, "prompt": "1+1=", "response": "
 RESPONSE |= {"extracted": "2", "truncated": False}
 
 
+@pytest.mark.slow
 def test_reading_commands_work_on_what_is_read_only(tmp_path):
     there, elsewhere = tmp_path / "there", tmp_path / "elsewhere"
     elsewhere.mkdir()

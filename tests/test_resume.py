@@ -20,6 +20,8 @@ from klsweep.tracking import Tracker
 from klsweep.training.loop import train
 from tests.conftest import SMALL, planned
 
+pytestmark = pytest.mark.slow
+
 KILLS = 20
 FEW = ["eval.samples_per_prompt=2", "eval.pass_at=[1]"]
 CELL = [*SMALL, "train.updates=8", "train.checkpoint_seconds=0", "eval.every=5", *FEW]
@@ -88,7 +90,6 @@ def contents(folder: RunFolder) -> dict[str, bytes]:
     return {str(file.relative_to(folder.path)): file.read_bytes() for file in files}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [[*ADAPTIVE, *CALIBRATED], STALE], ids=["on_policy", "off_policy"])
 def test_killed_anywhere_and_resumed_equals_undisturbed(overrides, tmp_path):
     overrides = [*overrides, "checkpoint.keep_at=[3,8]"]

@@ -121,6 +121,7 @@ def test_a_new_model_prefers_nothing():
     assert model.scores(tokens).tolist() == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_held_out_samples_know_their_probability_under_the_mixture(sweep):
     """log ½(π_base + π_2), from whole logits of the base and of the behaviour run's milestone."""
     artifact = artifact_of(sweep[0])
@@ -247,6 +248,7 @@ def test_a_process_that_died_in_the_behaviour_run_is_taken_over(tmp_path, monkey
     assert run.metrics.read_bytes() == sweep[0].metrics.read_bytes()
 
 
+@pytest.mark.slow
 def test_with_overlap_the_same_bytes(tmp_path):
     cell = ("train.updates=4", "sampling=off_policy", "sampling.async_level=1", "sampling.overlap=false,true")
     plain, beside = (prepared(tmp_path / word, *cell[:3], f"sampling.overlap={word}")[0] for word in ("false", "true"))

@@ -65,6 +65,7 @@ def test_ignoring_stop_tokens_makes_every_response_as_long_as_allowed():
     assert full.generate(prompts, 4, draws, 1.0, 1.0).tokens.lengths.tolist() == [8.0] * 16
 
 
+@pytest.mark.slow
 def test_a_trial_trains_resumes_and_evaluates(tmp_path):
     outcome, folder = tried(tmp_path)
     assert outcome == ("done", None)
@@ -79,6 +80,7 @@ def test_a_trial_trains_resumes_and_evaluates(tmp_path):
     assert findings["at_most"] == pytest.approx(memory.at_most(small_spec(), findings["formula"]))
 
 
+@pytest.mark.slow
 def test_a_failing_stage_is_named(tmp_path, monkeypatch):
     def broken(*_):
         raise OSError("no space left on device")
@@ -158,6 +160,7 @@ def test_the_formula_by_hand():
     assert [small[name] for name in ("masters", "gradients", "optimiser", "reference")] == [40, 40, 80, 0]
 
 
+@pytest.mark.slow
 def test_the_command_tries_each_group_and_calibrates_the_plan(in_tmp, capsys):
     cells = [*QUICK, "estimator=k1,full", "placement=loss", "seed=0,1", "train.updates=30"]
     assert main(["smoke", *cells, "--json"]) == 0
@@ -171,6 +174,7 @@ def test_the_command_tries_each_group_and_calibrates_the_plan(in_tmp, capsys):
     assert not (in_tmp / "sweeps/default/plan.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_group_that_fails_is_an_exit_code_and_a_cause(in_tmp, capsys):
     (in_tmp / "sweeps/default/smoke").mkdir(parents=True)
     (in_tmp / "sweeps/default/smoke/artifacts").write_text("a file where a folder should be")

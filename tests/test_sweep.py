@@ -24,6 +24,8 @@ from klsweep.sweep.plan import make_plan, write_plan
 from klsweep.sweep.resources import Local
 from tests.conftest import SMALL, small_spec
 
+pytestmark = pytest.mark.slow
+
 KLSWEEP = [sys.executable, "-m", "klsweep.cli"]
 QUICK = [*SMALL, "train.updates=2", "launcher.parallel=2", "wandb.mode=disabled", "eval.samples_per_prompt=4"]
 

@@ -16,6 +16,7 @@ def a_run(folder):
     return run
 
 
+@pytest.mark.slow
 def test_offline_writes_real_files_with_flat_keys(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = a_run(tmp_path)

@@ -183,6 +183,7 @@ def test_paired_cells_see_the_same_prompts_and_first_samples(tmp_path):
         assert one[key] == two[key]
 
 
+@pytest.mark.slow
 def test_a_penalty_on_k1_in_the_reward_holds_the_policy_near_the_base(tmp_path):
     cell = ["train.updates=12", "train.lr=2e-3", "kl.coef=2.0", "train.prompts_per_update=16", *WHOLE]
     kl = {p: rows(run(tmp_path, p, *cell, f"placement={p}")[1])[-1]["eval/add/kl"] for p in ("none", "reward")}
@@ -237,6 +238,7 @@ def test_an_adaptive_beta_follows_the_measured_kl(tmp_path):
     assert len({*expected}) == 3
 
 
+@pytest.mark.slow
 def test_weights_corrections_and_other_gradients_change_what_is_learned(tmp_path):
     """The first optimiser steps off policy; each option against the same cell without it."""
     cell = ["sampling=off_policy", "sampling.async_level=2", "estimator=k3", "placement=loss", "kl.coef=1.0"]

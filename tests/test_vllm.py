@@ -24,6 +24,8 @@ from tests.plain import chosen, response_distributions
 from tests.required import unavailable
 from tests.test_training import rows, run, weights
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["12+7=", "rev abcde=", "max 3 14 15="]
 LONG = "rev " + "abcde" * 27  # longer than a block of the prefix cache, which holds 128 tokens
 FEW = ["rollout=vllm", "eval.samples_per_prompt=1", "eval.pass_at=[1]"]
@@ -68,7 +70,6 @@ def mismatch(generation: Generation, policy: Policy, temperature: float = 1.0) -
     return (logprobs - generation.sampler_logprobs).abs().max().item()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_after_an_update_its_logprobs_are_the_trainers(sampler, policy, temperature):
     first = asked(sampler, policy, temperature=temperature)
@@ -80,7 +81,6 @@ def test_after_an_update_its_logprobs_are_the_trainers(sampler, policy, temperat
     assert mismatch(asked(sampler, policy, temperature=temperature), policy, temperature) < 1e-4
 
 
-@pytest.mark.slow
 def test_every_weight_is_handed_over(sampler, policy):
     """Each tensor by itself; the tied output layer, which vLLM holds apart on the CPU, would else keep the base's."""
     asked(sampler, policy)
@@ -95,7 +95,6 @@ def test_every_weight_is_handed_over(sampler, policy):
         sampler._engine.replace_weights((n, w) for n, w in named_weights(policy) if n != "lm_head.weight")
 
 
-@pytest.mark.slow
 def test_a_new_policy_begins_with_its_own_weights_in_the_same_engine(engine, sampler, policy):
     train_a_bit(policy)
     asked(sampler, policy)
@@ -105,7 +104,6 @@ def test_a_new_policy_begins_with_its_own_weights_in_the_same_engine(engine, sam
     assert mismatch(asked(again, fresh), fresh) < 1e-4
 
 
-@pytest.mark.slow
 def test_greedy_responses_are_those_of_hf(sampler, policy):
     hf = HF(temperature=1.0, top_p=1.0, batch_size=1024, ignore_stop=False).bind(policy, longest=64)
     for suite in small_spec().eval.suites.values():
@@ -117,7 +115,6 @@ def test_greedy_responses_are_those_of_hf(sampler, policy):
         assert not one.sampler_logprobs.any()
 
 
-@pytest.mark.slow
 def test_equal_draws_give_equal_tokens_whatever_the_batch(sampler, policy):
     prompts = [*PROMPTS, LONG]
     whole = policy.decode(asked(sampler, policy, prompts).tokens.response_ids)
@@ -129,7 +126,6 @@ def test_equal_draws_give_equal_tokens_whatever_the_batch(sampler, policy):
     assert len(set(whole)) > 8
 
 
-@pytest.mark.slow
 def test_samples_follow_the_policys_probabilities(sampler, policy):
     n = 4000
     first = asked(sampler, policy, PROMPTS[:1], samples=n, length=1).tokens
@@ -141,7 +137,6 @@ def test_samples_follow_the_policys_probabilities(sampler, policy):
     assert error.abs().max() < 4.0
 
 
-@pytest.mark.slow
 def test_top_p_logprobs_are_of_the_renormalised_nucleus(sampler, policy):
     generation = asked(sampler, policy, samples=20, top_p=0.6)
     tokens = generation.tokens
@@ -154,7 +149,6 @@ def test_top_p_logprobs_are_of_the_renormalised_nucleus(sampler, policy):
     assert (generation.sampler_logprobs * tokens.mask).min() < -0.1
 
 
-@pytest.mark.slow
 def test_every_stop_id_ends_a_response_and_stays_in_it(engine, policy):
     one, eos = policy.encode(["1"])[0][0], policy.tokenizer.eos_token_id
     policy.network.generation_config.eos_token_id = [eos, one]
@@ -173,7 +167,6 @@ def test_every_stop_id_ends_a_response_and_stays_in_it(engine, policy):
     assert cut.truncated.any()
 
 
-@pytest.mark.slow
 def test_the_prefix_cache_goes_with_the_weights_it_was_computed_with(sampler, policy, monkeypatch):
     asked(sampler, policy, [LONG], samples=2)
     train_a_bit(policy)
@@ -185,7 +178,6 @@ def test_the_prefix_cache_goes_with_the_weights_it_was_computed_with(sampler, po
     assert mismatch(asked(sampler, policy, [LONG]), policy) > 1e-2
 
 
-@pytest.mark.slow
 def test_it_leaves_the_process_as_it_was_and_starts_anew_for_longer_sequences(engine, policy):
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)]
     vllm_engine.release()
@@ -200,7 +192,6 @@ def test_it_leaves_the_process_as_it_was_and_starts_anew_for_longer_sequences(en
     assert mismatch(asked(long, policy, [LONG]), policy) < 1e-4
 
 
-@pytest.mark.slow
 def test_a_run_repeats_itself_and_resumes_to_the_same_bytes(engine, tmp_path):
     lag = ["sampling=off_policy", "sampling.async_level=1"]
     whole = run(tmp_path, "whole", *FEW, *lag)[1]
@@ -212,21 +203,18 @@ def test_a_run_repeats_itself_and_resumes_to_the_same_bytes(engine, tmp_path):
     assert ["sampler/mismatch_max_token" in row for row in rows(whole)] == [False, True, False, False, False]
 
 
-@pytest.mark.slow
 def test_adapters_are_handed_over_as_part_of_the_weights(engine, tmp_path):
     lora = rows(run(tmp_path, "lora", *FEW, "adapter=lora", "adapter.rank=4", "train.lr=2e-2")[1])[1:]
     assert all(0 < row["sampler/mismatch_max_token"] < 1e-4 for row in lora)
     assert lora[-1]["kl/full_sequence"] > 1e-3
 
 
-@pytest.mark.slow
 def test_weights_that_are_not_finite_end_a_run_as_diverged(engine, tmp_path):
     outcome, _ = run(tmp_path, "run", *FEW, "train.lr=1e20", "placement=none")
     assert outcome.state == "diverged"
     assert "not finite" in str(outcome.cause)
 
 
-@pytest.mark.slow
 def test_runs_of_a_worker_share_an_engine(engine, tmp_path):
     plan = planned(*SMALL, *FEW, "train.updates=2", "seed=0,1", f"sweep_dir={tmp_path / 's'}")
     write_plan(plan)

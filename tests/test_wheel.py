@@ -11,6 +11,8 @@ import pytest
 from benchmarks.install import build_wheel
 from klsweep.record.folder import SweepFolder
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = "train.updates=1 eval.samples_per_prompt=1 eval.pass_at=[1] launcher.parallel=1 wandb.mode=disabled seed=0"
 
@@ -26,7 +28,6 @@ def wheel(tmp_path_factory):
     return build_wheel(tmp_path_factory.mktemp("build"))
 
 
-@pytest.mark.slow
 def test_a_wheel_claims_one_name_and_carries_its_data(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"klsweep"}
@@ -38,7 +39,6 @@ def test_a_wheel_claims_one_name_and_carries_its_data(wheel):
     assert wheel.stat().st_size < 3_000_000
 
 
-@pytest.mark.slow
 def test_the_installed_command_runs_in_a_folder_with_a_conf_and_an_analysis_of_its_own(wheel, tmp_path):
     site, user = tmp_path / "site", tmp_path / "user"
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet"]

@@ -123,6 +123,7 @@ def commands() -> list[list[str]]:
     return [words[1:] for line in out.splitlines() if (words := shlex.split(line)) and words[0].endswith("klsweep")]
 
 
+@pytest.mark.slow
 def test_every_claim_finds_its_cells_in_what_make_runs(commands, sweep):
     *sweeps, last = commands
     assert last[0] == "reproduce"
@@ -145,6 +146,7 @@ def test_the_committed_page_has_measured_every_claim():
         assert f"| {claim.finding} |".replace("|E(r̂ − r*)|", "\\|E(r̂ − r*)\\|") in text
 
 
+@pytest.mark.slow
 def test_exact_rows_are_those_of_the_committed_page():
     text = (ROOT / "docs" / "reproduction.md").read_text()
     exact = [*audited(audit_rows()), *computed()]

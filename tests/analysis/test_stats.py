@@ -23,6 +23,7 @@ def test_t_interval_of_three_runs_by_hand():
     assert narrower.ci_high == pytest.approx(2 + 2.919986 / 3**0.5, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [3, 5, 10])
 def test_the_default_interval_covers_though_a_runs_suites_are_correlated(runs):
     """A run is asked in four suites whose errors correlate by 0.5; the default: t over run-level means."""
@@ -64,6 +65,7 @@ def test_mean_of_means_of_cells_with_the_same_seeds_is_students_t_of_the_means_p
     assert estimate == (6, pytest.approx(np.mean(per_seed)), *map(pytest.approx, interval))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [3, 5, 10])
 @pytest.mark.parametrize("shared", [0.0, 0.5, 0.92])
 @pytest.mark.parametrize("missing", [0, 1])
@@ -132,6 +134,7 @@ def test_a_bootstrap_is_repeated_by_its_seed_and_says_nothing_of_many_runs():
     assert found.ci_low < found.value < found.ci_high
 
 
+@pytest.mark.slow
 def test_what_the_warning_says_of_few_runs():
     """Coverage of the resampled interval of a mean at 3, 5 and 10 runs: 74 %, 85 %, 90 %."""
     rng = np.random.default_rng(0)

@@ -32,6 +32,7 @@ def study(sweep) -> SweepFolder:
     return sweep
 
 
+@pytest.mark.slow
 def test_every_figure_in_every_format_and_the_same_bytes(study, tmp_path, capsys, monkeypatch):
     written = draw(study, tmp_path / "a")
     assert len(capsys.readouterr().out.splitlines()) == len(written)

@@ -31,6 +31,7 @@ def test_a_field_that_choices_explain_differently():
     assert "masked: weights above are set to 0; truncated: weights above are cut to it; null: plain importance" in text
 
 
+@pytest.mark.slow
 def test_a_page_says_what_code_schema_and_audit_say():
     with composer() as session:
         clip, placement = page(session, "clip"), page(session, "placement")

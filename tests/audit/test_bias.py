@@ -92,6 +92,7 @@ SCIENCE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wanted", "error"), SCIENCE, ids=lambda value: str(value))
 def test_instance_a_digit_for_digit(rows, wanted, error):
     for row in on(rows, **wanted):
@@ -129,6 +130,7 @@ def random_tables(seed: int, length: int = 4, vocabulary: int = 3) -> Tables:
 UNBIASED = 15  # rows of the default table that are unbiased for every policy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_verdicts_hold_on_random_policies(every_case, seed):
     tables = random_tables(seed)
@@ -276,6 +278,7 @@ def test_a_baseline_inside_the_group_by_enumerating_groups():
     assert torch.allclose(shrunk.mean, 0.75 * target, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_monte_carlo_agrees_with_enumeration_and_says_how_far_to_trust_it(every_case):
     exact = bias_table(INSTANCE_A, every_case, None, 0, lambda done: None)
     estimated = bias_table(INSTANCE_A, every_case, 40_000, 1, lambda done: None)
@@ -317,6 +320,7 @@ def test_the_reference_itself_has_no_gradient_to_compare_with(every_case):
         assert (row["relative_error"], row["cosine"], row["norm_ratio"]) == (None, None, None)
 
 
+@pytest.mark.slow
 def test_overrides_are_those_of_training(capsys):
     arguments = [
         "audit",
@@ -405,6 +409,7 @@ def test_bad_tables_in_one_line(name, in_tmp, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -468,6 +473,7 @@ def test_rows_that_differ_are_not_merged_and_say_how(capsys):
     assert len({round(row["relative_error"], 6) for row in rows}) == 4
 
 
+@pytest.mark.slow
 def test_what_is_left_out_or_without_effect_is_said(capsys):
     arguments = ["audit", "--length", "3", "estimator=k1,full", "placement=loss", "clip=fixed", "clip.tau=0.2"]
     assert main([*arguments, "placement.credit=to_go", "--json"]) == 0
@@ -492,6 +498,7 @@ def test_a_strength_that_begins_at_zero_is_audited_where_it_ends(capsys):
     assert json.loads(capsys.readouterr().out)[0]["verdict"] == "unbiased"
 
 
+@pytest.mark.slow
 def test_off_policy_rows_need_a_sampler(in_tmp, capsys):
     (in_tmp / "p.json").write_text(json.dumps({"theta": [[[0, 1]] * 3] * 2, "ref": [[[1, 0]] * 3] * 2}))
     assert main(["audit", "--policy", "p.json", "sampling=off_policy"]) == 2

@@ -13,6 +13,8 @@ from klsweep.config.compose import composer
 from tests.audit.library_points import LIBRARIES, POINTS
 from tests.conftest import planned
 
+pytestmark = pytest.mark.slow
+
 TABLES = instance(length=4, vocabulary=2)
 
 

@@ -80,6 +80,7 @@ def test_grpo_by_enumerating_ordered_groups():
     assert row["effective_beta"] == pytest.approx(0.1 * (expected[1] / expected[0]).item())
 
 
+@pytest.mark.slow
 def test_the_study_agrees_with_enumeration_within_standard_errors():
     rows = synthetic_study(found([], "main_estimators"), [3, 5], 60, 400, 0, 5, lambda done: None)
     assert len(rows) == 22
@@ -134,6 +135,7 @@ def drifted():
     return Subject(policy, partial(states, reference), 1.0, spec.task.max_response_tokens, batches)
 
 
+@pytest.mark.slow
 def test_a_real_policy_against_its_reference(drifted):
     chosen = found(["estimator=k1", "placement=reward,loss", "placement.baseline=outside"])
     chosen += found(["estimator=full", "placement=reward_and_loss", "placement.credit=to_go"])
@@ -188,6 +190,7 @@ def test_the_gradient_on_a_network_is_that_of_the_loss_itself(drifted):
     assert torch.allclose(found_gradient, expected, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_products_of_different_batches_leave_noise_out():
     """g_b = 2t + noise: with E⟨noise, noise⟩ = 9 per batch, the norm ratio is 2 and not √13."""
     generator = torch.Generator().manual_seed(1)
@@ -203,6 +206,7 @@ def test_products_of_different_batches_leave_noise_out():
     assert row["verdict"] == "biased"
 
 
+@pytest.mark.slow
 def test_audit_of_a_run_and_of_two_models(in_tmp, capsys):
     options = ["--batches", "3", "--prompts", "4", "--json", "estimator=k1,k3", "placement=loss"]
     train = ["train", "placement=none", "train.updates=2", "train.prompts_per_update=4", "algorithm.group_size=4"]

@@ -25,6 +25,8 @@ from tests.analysis.records import plan_row, write_run
 from tests.bundle.records import HOME, LOG, SECRETS, study
 from tests.readonly import as_reader
 
+pytestmark = pytest.mark.slow
+
 CHOICE = ("--baseline", "placement=none", "--columns", "runs,suites,out,trouble")
 
 
@@ -93,7 +95,6 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.slow
 def test_it_is_made_again_elsewhere_to_the_byte(plain, tmp_path):
     """No torch, no network, other locale, time zone, home and matplotlibrc; the bundle a folder that is read-only."""
     home = tmp_path / "home"

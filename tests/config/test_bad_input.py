@@ -131,6 +131,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_one_line_and_exit_code_2(name, in_tmp, capsys):
     arguments, message = CASES[name]

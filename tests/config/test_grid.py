@@ -22,6 +22,7 @@ NEEDED = {"task/jsonl.yaml": [f"task.source.path={DATA / 'math500.jsonl'}", "tas
 NEEDED["task/jsonl.yaml"] += ["task.eval_prompts=1", "task.verifier=math"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", YAMLS, ids=str)
 def test_every_shipped_file_composes_and_builds(path: Path, hub):
     if path.parent.name == "task" and yaml.safe_load((CONF / path).read_text()).get("source", "trained") is None:
@@ -143,6 +144,7 @@ def test_other_data_is_another_run():
     assert seeded.row["suites"]["add"] == "in"
 
 
+@pytest.mark.slow
 def test_an_axis_on_the_command_line_replaces_it_in_every_product(in_tmp):
     (in_tmp / "experiment").mkdir()
     (in_tmp / "experiment" / "pair.yaml").write_text(
@@ -196,6 +198,7 @@ def test_hydra_grammar_ranges_choices_and_globs():
         assert [c.point["kl.coef"] for c in expand(session, ["kl.coef=choice(0.1,0.5)"]).cells] == [0.1, 0.5]
 
 
+@pytest.mark.slow
 def test_fifty_random_cells_are_what_hydra_composes():
     fixed = ["clip.tau=3.0", "train.lr=1e-3", "name=mine"]
     axes = {

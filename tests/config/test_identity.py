@@ -199,6 +199,7 @@ AXES = {
 }
 
 
+@pytest.mark.slow
 def test_equal_ids_mean_equal_gradients():
     """Random configurations: those that share a run id are audited to the same gradient of every sequence."""
     rng = random.Random(0)
@@ -255,6 +256,7 @@ def test_the_bases_evaluation_is_shared_by_runs_that_sample_it_alike():
     assert base_eval_id(planned("rollout.ignore_stop=true").runs[0].spec) != plain  # its responses never end
 
 
+@pytest.mark.slow
 def test_what_a_plan_says_beforehand():
     plan = planned("estimator=k1,k2,k3", "placement=reward,loss", "kl.coef=0.1", "seed=0,1")
     assert plan.notes == ["KL term with zero expected gradient (β adds only noise): k1 loss β=0.1 on_policy"]
@@ -268,6 +270,7 @@ def test_what_a_plan_says_beforehand():
     assert planned("sampling=off_policy", "estimator=k1", "placement=loss").notes == []
 
 
+@pytest.mark.slow
 def test_nothing_is_claimed_where_the_audit_does_not_carry_over():
     zero = ["estimator=k1", "placement=loss"]
     assert planned(*zero).notes == ["KL term with zero expected gradient (β adds only noise): k1 loss β=0.1 on_policy"]

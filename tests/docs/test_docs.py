@@ -59,6 +59,7 @@ def test_the_readmes_figures_of_the_audit_are_the_pages():
 FAQ = [c for block in blocks("docs/faq.md") if block.language in SHELL for c in commands(block)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", FAQ, ids=lambda c: c.text)
 def test_the_errors_of_the_faq_are_worded_so(command, in_tmp, capfd):
     words = shlex.split(command.text)[1:]

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import pytest
+
 from klsweep.record.files import read_rows
 from klsweep.record.folder import SweepFolder
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "import" / "trl.yaml"
 
 
+@pytest.mark.slow
 def test_external_runs_are_sent_with_their_marks_and_a_second_sync_sends_nothing(server, cli, tmp_path):
     server.gapless = False  # another trainer may log every 50 updates
     sweep = SweepFolder(tmp_path / "trl")

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from klsweep.analysis.wandb_report import Findings, build_report, findings, specification
 from klsweep.cli import main
 from klsweep.commands import mirrors
@@ -95,6 +97,7 @@ def test_a_dry_run_needs_no_server_and_prints_the_same_bytes_twice(cli, tmp_path
     ]
 
 
+@pytest.mark.slow
 def test_a_report_is_saved_and_the_next_call_updates_it(server, cli, tmp_path):
     sweep = planned(tmp_path / "mine", seeds=1)
     begin(sweep, "r1-a0").update(0, 4).update(5, 5, **{"eval/add/pass@1": 0.7, "eval/sort/pass@1": 0.4}).end()
@@ -130,6 +133,7 @@ def test_a_report_is_saved_and_the_next_call_updates_it(server, cli, tmp_path):
     assert server.refusals == []
 
 
+@pytest.mark.slow
 def test_another_sweep_has_a_report_of_its_own(server, cli, tmp_path):
     sweeps = [finished(tmp_path / name, seeds=1).path for name in ("mine", "mine.b")]
     assert cli("sync", *sweeps).returncode == 0

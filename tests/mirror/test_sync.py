@@ -215,6 +215,7 @@ def test_a_server_that_is_away_is_one_line(cli, tmp_path):
     assert (result.returncode, result.stdout, result.stderr) == (1, "", expected)
 
 
+@pytest.mark.slow
 def test_what_another_record_left_there_is_named_and_left_alone(server, cli, tmp_path):
     sweep = finished(tmp_path / "mine", seeds=1)
     assert cli("sync", sweep.path).returncode == 0

@@ -141,6 +141,7 @@ def test_a_template_is_part_of_what_a_run_and_an_evaluation_are():
     assert one.canonical["model.template"].startswith("sha256:")
 
 
+@pytest.mark.slow
 def test_a_run_with_a_template_that_adds_nothing_is_the_same_run_and_says_so(tmp_path):
     """Same tokens, so same figures to the last byte; the rows and env.json name the template."""
     metrics = []

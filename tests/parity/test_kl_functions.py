@@ -9,6 +9,8 @@ from klsweep.audit.cases import cases
 from klsweep.config.compose import composer
 from tests.audit.test_presets import token
 
+pytestmark = pytest.mark.slow
+
 LOG_RATIOS = [*np.linspace(-25, 25, 101).round(2).tolist(), -2.62, -2.61, -0.03, 0.07, 0.6]
 RHOS = [1.0, 0.7, 12.0]  # the last one is beyond OpenRLHF's cap of 10
 UNBIASED = "openrlhf_unbiased"

@@ -15,6 +15,8 @@ from klsweep.training.step import Learner
 from tests.conftest import planned
 from tests.parity.batch import GROUP, LENGTH, TEMPERATURE, Batch
 
+pytestmark = pytest.mark.slow
+
 BETA = 0.3
 SETTINGS = {  # what each preset's `setting` says
     "trl_grpo": ("grpo", {"beta": BETA, "use_bias_correction_kl": True}),

@@ -6,8 +6,9 @@ import pytest
 
 from tests.slurm.arena import Trial
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_the_doctor_finds_this_cluster_well(arena):
     out = arena.klsweep("doctor", *Trial(arena, "doctor", pace=0.0).overrides, "--json")
     checks = {check["name"]: check for check in json.loads(out[out.index("[") : out.rindex("]") + 1])}

@@ -8,6 +8,8 @@ from klsweep.record.files import read_json, read_rows
 from klsweep.record.folder import RunFolder, SweepFolder
 from tests.slurm.arena import CELL, Trial, rows_of, shell, wait_until
 
+pytestmark = pytest.mark.slow
+
 GENTLE = ["train.lr=3.0e-5", "train.updates=20", "kl.coef=0.05", "seed=0", "sampling=off_policy"]
 
 
@@ -16,7 +18,6 @@ def weights(folder: RunFolder) -> torch.Tensor:
     return torch.cat([file[name].flatten() for name in sorted(files[0]) for file in files])
 
 
-@pytest.mark.slow
 def test_a_run_on_two_nodes_is_that_of_one_process(arena):
     arena.klsweep("sweep", *CELL, *GENTLE, "launcher.threads=1", "sweep_dir=gentle")
     trial = Trial(arena, "nodes", *GENTLE, "parallel=fsdp2", "parallel.processes=1", "launcher.nodes=2", pace=2.0)

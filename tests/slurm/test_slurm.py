@@ -15,6 +15,8 @@ from klsweep.sweep.status import sweep_status
 from tests.slurm.arena import HELD, LOCAL_CLUSTER, MAX_ARRAY, Trial, rows_of, shell, wait_until
 from tests.slurm.torture import read_plan
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -23,7 +25,6 @@ def release(trial: Trial) -> None:
         shell("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
-@pytest.mark.slow
 def test_jobs_run_the_code_that_was_submitted(arena):
     """The whole package and a plugin are edited between submission and start; the results are the reference's."""
     copy = arena.root / "checkout"

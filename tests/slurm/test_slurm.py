@@ -25,6 +25,10 @@ def release(trial: Trial) -> None:
         shell("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
+def until_queue_is_empty(trial: Trial) -> None:
+    wait_until(lambda: shell("squeue", "-h", "--name", trial.sweep.name) == "", "an empty queue")
+
+
 def test_jobs_run_the_code_that_was_submitted(arena):
     """The whole package and a plugin are edited between submission and start; the results are the reference's."""
     copy = arena.root / "checkout"
@@ -70,7 +74,7 @@ def test_cancelled_runs_stop_and_come_back_only_when_asked(here, capsys):
     assert "cancelled 4 runs; those at work end after their update" in capsys.readouterr().out
     status = trial.settle()
     assert status["counts"] == {"cancelled": 4}
-    wait_until(lambda: shell("squeue", "-h", "--name", trial.sweep.name) == "", "an empty queue")
+    until_queue_is_empty(trial)
     again = trial.submit()
     assert "4 cancelled (klsweep retry --only cancelled), 0 to run" in again
     assert trial.settle()["counts"] == {"cancelled": 4}
@@ -142,7 +146,7 @@ def test_without_slurm_nothing_is_submitted_and_states_say_so(here, monkeypatch,
     monkeypatch.undo()
     assert sweep_status(trial.sweep)["counts"] == {"cancelled": 1}
     assert main(["cancel", str(trial.sweep.path)]) == 0  # nothing left to mark, but its job still waits
-    wait_until(lambda: shell("squeue", "-h", "--name", trial.sweep.name) == "", "an empty queue")
+    until_queue_is_empty(trial)
 
 
 def test_a_failed_run_that_waits_again_is_in_the_queue(here, capsys):
@@ -169,6 +173,7 @@ def test_a_failed_run_that_waits_again_is_in_the_queue(here, capsys):
     release(trial)
     trial.finish()
     assert trial.check() == "attempts 2, bit-identical"
+    until_queue_is_empty(trial)  # the process that would write it again is over
     trial.sweep.run(run_id).attempts.folder(2).joinpath("attempt.json").unlink()  # as if killed at its very end
     here.klsweep("retry", trial.directory, HELD)
     job = trial.job()

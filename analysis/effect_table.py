@@ -23,7 +23,7 @@ def effect_table(comparison: Comparison, metrics: Sequence[str] = (), baseline: 
     `baseline` names the levels that others are held against. Cells in which an axis is inert have no place among its
     levels and are left out, as are results that are kept apart from most.
     """
-    cells, levels = _factors(comparison)
+    cells, levels, left_out = _factors(comparison)
     references = {c.key: _level(cells, levels, c) for c in baseline if c.operator == "="}
     chosen = [comparison.metric(name) for name in metrics or ("in", "out")]
     found = [
@@ -57,26 +57,29 @@ def effect_table(comparison: Comparison, metrics: Sequence[str] = (), baseline: 
     ]
     labels = (("axis", "axis"), ("level", "level"), ("reference", "rather than"))
     columns = [Column(*names, label=True) for names in labels] + [Column(of.name, of.title) for of in chosen]
-    told = [*_notes(found, len(comparison.cells) - len(cells)), *_unnamed(references), *sign_notes(rows)]
+    told = [*_notes(found, left_out), *_unnamed(references), *sign_notes(rows)]
     told += external_notes([of.key for of in chosen], [run for cell in cells for run in cell.runs])
     return Table(coverage_lines(comparison), columns, rows, told, comparison.warnings)
 
 
-def _factors(comparison: Comparison) -> tuple[list[CellResult], list[dict[str, str]]]:
-    """The cells that take part, and the level of each on every factor."""
+def _factors(comparison: Comparison) -> tuple[list[CellResult], list[dict[str, str]], dict[str, list[str]]]:
+    """The cells that take part, the level of each on every factor, and the names of the others by the reason."""
     plans = [cell.plan for cell in comparison.cells]
     axes, fields = varying(plans)
     axes = [axis for axis in axes if len({plan["axes"].get(axis) for plan in plans} - {None}) > 1]
     apart = [field for field in fields if field.split(".")[0] not in axes]
     own = [*axes, *([BETA] if len({plan["kl_coef"] for plan in plans} - {None}) > 1 else []), *apart]
-    cells, levels = [], []
+    cells, levels, left_out = [], [], dict[str, list[str]]()
     for cell in comparison.cells:
         labels = {key: cell_label(cell.plan, key) for key in own}
-        if None in labels.values() or cell.provenance != comparison.usual:
+        inert = [SHORT.get(key, key) for key, value in labels.items() if value is None]
+        if inert or cell.provenance != comparison.usual:
+            reason = f"{', '.join(inert)} without effect there" if inert else "no result, or one that is kept apart"
+            left_out.setdefault(reason, []).append(cell.name)
             continue
         cells.append(cell)
         levels.append({key: _with_fields(text_of(value), key, fields, cell) for key, value in labels.items()})
-    return cells, levels
+    return cells, levels, left_out
 
 
 def _with_fields(text: str, axis: str, fields: Sequence[str], cell: CellResult) -> str:
@@ -109,7 +112,7 @@ def _entry(effect: Effect | None, n: int, planned: int, diverged: int) -> Entry:
     return over_runs(text, values, diverged)
 
 
-def _notes(found: Sequence[Effects], left_out: int) -> list[str]:
+def _notes(found: Sequence[Effects], left_out: Mapping[str, Sequence[str]]) -> list[str]:
     lines = [
         "Least squares on run-level values. Main effects: one level rather than another, all else equal, in a model "
         "without interactions. Interactions (×): how much more the one does at the other level than at its reference. "
@@ -124,8 +127,8 @@ def _notes(found: Sequence[Effects], left_out: int) -> list[str]:
     if skipped := list(dict.fromkeys(pair for one in found for pair in one.skipped)):
         pairs = ", ".join(_joined(pair) for pair in skipped)
         lines.append(f"More than {MOST_CONTRASTS} interactions each, and left out: {pairs}.")
-    if left_out:
-        lines.append(f"{left_out} cells are left out: they have no result, one kept apart, or an axis that is inert.")
+    for reason, names in left_out.items():
+        lines.append(f"Left out: {listed(names, NAMED, '; ')}: {reason}.")
     if found and not any(one.main or one.interactions for one in found):
         lines.append("There are no two levels of any axis to hold against each other.")
     return lines

@@ -9,7 +9,7 @@ from klsweep.analysis.external import external_notes
 from klsweep.analysis.groups import AgainstCell
 from klsweep.analysis.metrics import NOTES
 from klsweep.analysis.stats import FEW_RUNS
-from klsweep.analysis.table import DIVERGED, PARTIAL, Line, Table
+from klsweep.analysis.table import DIVERGED, PARTIAL, Entry, Line, Table
 
 ACCURACIES = "Accuracy: sampled pass@1, mean over runs (seeds) ± half of its 95 % t interval; (in): the trained task."
 BEST = (
@@ -21,6 +21,7 @@ DIVERGED_NOTE = (
     f"{DIVERGED} over runs of which some diverged: an accuracy is what those had then, a training figure the mean of "
     "their last finite updates."
 )
+EQUAL_NOTE = "±0.000: those runs agree to the last digit, by chance if they are few; a difference then has no p."
 TROUBLE = (
     f"trouble: fell, the share of right responses (mean of {stability.WINDOW} updates) to less than "
     f"{stability.DROP:g} of its best, beyond noise; recovered, ended at {stability.BACK:g} of it or more. spikes, a "
@@ -65,7 +66,15 @@ def sign_notes(rows: Sequence[Line]) -> list[str]:
     """What the signs behind entries mean, of those that are there."""
     entries = [entry for line in rows for entry in line.entries]
     partial = [PARTIAL_NOTE] if any(entry.partial for entry in entries) else []
-    return [*partial, *([DIVERGED_NOTE] if any(entry.diverged for entry in entries) else [])]
+    equal = [EQUAL_NOTE] if any(_is_by_chance_exact(entry) for entry in entries) else []
+    return [*partial, *([DIVERGED_NOTE] if any(entry.diverged for entry in entries) else []), *equal]
+
+
+def _is_by_chance_exact(entry: Entry) -> bool:
+    """True for an interval of width zero, unless all runs are at an end of the scale."""
+    low, high = entry.values.get("ci_low"), entry.values.get("ci_high")
+    mean = entry.values.get("mean")
+    return low is not None and low == high and mean is not None and mean not in (0.0, 1.0)
 
 
 _COLLAPSED = f"accuracy on the trained task below {COLLAPSE_SHARE:g} of the base's in k of n runs"

@@ -13,6 +13,7 @@ from rich.table import Table
 FIGURE = re.compile(r"[-−+]?\d|[–]|$")
 PIPE_WIDTH = 200  # a pipe has no width of its own: never fold a line for it
 PATIENCE_SECONDS = 1.0  # what is done sooner needs no progress bar
+PLAIN_SECONDS = 10.0  # between lines where the output is no terminal
 
 
 class Advance(Protocol):
@@ -31,15 +32,20 @@ def console(stderr: bool = False) -> Console:
 
 @contextmanager
 def progress(name: str, total: int | None = None) -> Iterator[Advance]:
-    """A progress bar on the terminal, if there is one, for what takes longer than a second."""
+    """A progress bar on stderr for what takes longer than a second; where that is no terminal, now and then a line."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    begun = time.monotonic()
-    with Progress(*columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    begun = said = time.monotonic()
+    shown = sys.stderr.isatty()
+    with Progress(*columns, console=console(stderr=True), transient=True, disable=not shown) as bar:
         task = bar.add_task(name, total=total, visible=False)
 
         def advance(done: int, of: int | None = None) -> None:
+            nonlocal said
+            if not shown and (now := time.monotonic()) - said > PLAIN_SECONDS:
+                said = now
+                print(f"{name}: {done}/{of or total or '?'} after {now - begun:.0f} s", file=sys.stderr, flush=True)
             bar.update(task, completed=done, total=of, visible=time.monotonic() - begun > PATIENCE_SECONDS)
 
         yield advance

@@ -86,6 +86,8 @@ def _check(options: argparse.Namespace) -> None:
         raise BadInput(f"--policy={options.policy}: its tables have a length, vocabulary and eos of their own")
     tabular = not (options.study or options.run or options.model or options.page or options.axes)
     given = (options.policy, options.length, options.vocabulary, options.samples, options.eos)
+    if (options.run or options.model) and options.samples is not None:
+        raise BadInput(f"--samples={options.samples}: --run and --model take --batches of --prompts samples each")
     if not tabular and any(value is not None for value in given):
         raise BadInput("--policy, --length, --vocabulary, --eos and --samples are for the tabular audits")
     if (options.batches or options.prompts) and not (options.run or options.model):

@@ -85,6 +85,9 @@ def _cancel(options: argparse.Namespace) -> int:
     from klsweep.sweep.manage import cancel
 
     marked = cancel(own_sweep(options.sweep), options.runs)
+    if not marked:
+        print("nothing to cancel: every run of these is finished or cancelled")
+        return OK
     print(
         f"cancelled {len(marked)} runs; those at work end after their update "
         "(klsweep retry --only cancelled brings them back)"

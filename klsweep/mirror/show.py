@@ -10,9 +10,8 @@ from rich.text import Text
 
 from klsweep.mirror.account import Account
 from klsweep.mirror.sync import INCOMPLETE, OUTCOMES, Synced, Told
-from klsweep.terminal import console
+from klsweep.terminal import PLAIN_SECONDS, console
 
-PLAIN_SECONDS = 10.0  # between lines where the output is no terminal
 SHOWN = 40  # incomplete runs
 
 

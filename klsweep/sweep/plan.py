@@ -166,7 +166,7 @@ def _conflict(folder: SweepFolder, rows: list[Row]) -> str | None:
         found: dict[str, set[str]] = {}
         for row in planned:
             for key, value in {**row["axes"], "kl.coef": row["kl_coef"], **row["fields"], "seed": row["seed"]}.items():
-                found.setdefault(key, set()).add(str(value))
+                found.setdefault(key, set()).add("–" if value is None else str(value))
         return found
 
     old, new = values(there), values(rows)

@@ -11,8 +11,7 @@ from rich.text import Text
 from klsweep.record.files import Row
 from klsweep.record.folder import RunFolder
 from klsweep.record.rollouts import base_lines, base_summary, rollout_rows
-
-PLAIN_SECONDS = 10.0  # between lines where the output is no terminal
+from klsweep.terminal import PLAIN_SECONDS
 
 
 class SweepProgress:

@@ -147,7 +147,7 @@ def sweep_status(sweep: SweepFolder) -> dict[str, Any]:
 
 def _run_row(sweep: SweepFolder, planned: Row, observed: Observed) -> Row:
     status, queue = observed.status, observed.queue
-    folder, begun = sweep.run(planned["run_id"]), status["state"] != "pending"
+    folder, begun = sweep.run(planned["run_id"]), status["state"] != "pending" or status["attempt"] > 0
     last = last_row(folder.metrics if is_external(planned) else folder.timing) if begun else None
     errors, error = verifier_errors(folder) if begun else (0, None)
     return {
@@ -176,7 +176,7 @@ def _cause(sweep: SweepFolder, run_id: str, observed: Observed) -> str | None:
 
 
 def _place(queue: cluster.QueuedJob) -> str:
-    return "its job is at work on other runs" if queue.state == "RUNNING" else f"{queue.state} ({queue.reason})"
+    return "its job has begun and will come to it" if queue.state == "RUNNING" else f"{queue.state} ({queue.reason})"
 
 
 def _failures(sweep: SweepFolder, runs: Iterable[Row], observed: dict[str, Observed]) -> list[Row]:

@@ -9,6 +9,7 @@ from klsweep.analysis.build import Layout, build
 from klsweep.analysis.charts import stability_maps
 from klsweep.analysis.compare import compare
 from klsweep.analysis.effect_table import effect_table
+from klsweep.analysis.explain import EQUAL_NOTE
 from klsweep.analysis.headline import headline
 from klsweep.analysis.paired import seeds_needed
 from klsweep.analysis.tables import TEXTS, markdown, print_table
@@ -134,6 +135,7 @@ def test_incomplete_means_are_starred_in_every_column(sweep):
     assert first[3].text == "2/4"
     assert first[-3].text == "1/3 (6–79 %)*"
     assert "* mean over fewer runs than planned (see runs)." in table.notes
+    assert [note for note in table.notes if note.startswith("±0.000")] == [EQUAL_NOTE]  # of 0.5 and 0.5
     assert table.coverage == [
         f"{sweep.path}: 2 cells, 6 runs: 4 done, 1 diverged, 1 failed",
         "of 2 cells 1 have all their results; 1 have fewer than planned (k1 reward β=0.1 on_policy)",

@@ -428,6 +428,7 @@ def test_bad_tables_in_one_line(name, in_tmp, capsys):
         (["--whole", "--samples", "5"], "--samples=5: --whole and --presets enumerate"),
         (["--whole", "--length", "9"], "with V^T = 2^9 sequences makes more than 2000000 groups"),
         (["--presets", "estimator=k1"], "--presets, --page and --axes take no overrides"),
+        (["--run", "x", "--samples", "9"], "--samples=9: --run and --model take --batches of --prompts samples each"),
         (["--run", "x", "--length", "3"], "are for the tabular audits"),
         (["--eos", "2"], "--eos=2: expected a token, 0 to 1"),
         (["--eos", "0", "--study", "d"], "--eos and --samples are for the tabular audits"),

@@ -74,6 +74,8 @@ def test_cancelled_runs_stop_and_come_back_only_when_asked(here, capsys):
     assert "cancelled 4 runs; those at work end after their update" in capsys.readouterr().out
     status = trial.settle()
     assert status["counts"] == {"cancelled": 4}
+    assert main(["cancel", trial.directory]) == 0
+    assert capsys.readouterr().out == "nothing to cancel: every run of these is finished or cancelled\n"
     until_queue_is_empty(trial)
     again = trial.submit()
     assert "4 cancelled (klsweep retry --only cancelled), 0 to run" in again

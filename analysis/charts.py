@@ -189,6 +189,8 @@ def _map(name: str, title: str, members: Sequence[tuple[int, CellResult]], furth
         "Runs that diverged, or ended with less than "
         f"{COLLAPSE_SHARE:g} of the base's accuracy on the trained task, of those that ended (k/n)." + further
     )
+    if any(len(found) > 1 for line in here for found in line):
+        note += " Cells that differ in something else are taken together."
     rates = [[_rate([cell for _, cell in found]) for found in line] for line in here]
     places = [[[i for i, _ in found] for found in line] for line in here]
     planned = [[sum(cell.planned for _, cell in found) for found in line] for line in here]

@@ -93,6 +93,7 @@ def test_a_map_counts_runs_that_did_not_hold(sweep):
     assert found.planned == [[4, 0], [0, 1]]
     assert found.cells == [[[0], []], [[], [1]]]
     assert found.counts == [[[(2, 3, 4)], []], [[], [(0, 1, 1)]]]
+    assert "taken together" not in found.note
 
 
 def test_results_that_the_table_keeps_apart_are_on_no_front_and_in_no_map_together(sweep):
@@ -111,6 +112,7 @@ def test_results_that_the_table_keeps_apart_are_on_no_front_and_in_no_map_togeth
     assert told.cells == [[[0, 2, 4, 5]]]
     assert told.planned == [[4]]
     assert "2 cells are left out, whose results are kept apart" in told.note
+    assert told.note.endswith(" Cells that differ in something else are taken together.")
     (mixed,) = stability_maps(compare(sweep, mix=["evaluation"]))
     assert [rate and rate[:2] for rate in mixed.rates[0]] == [(2, 5)]
     found, *_ = scatters(compare(sweep, mix=["all"]))

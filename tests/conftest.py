@@ -14,7 +14,7 @@ from klsweep.objective.regulariser import KL
 torch.set_num_threads(1)  # the shipped policy is too small for more
 
 
-FIRST = ("test_torture.py", "test_slurm.py", "test_sweep.py", "test_fsdp.py", "test_nodes.py")
+FIRST = ("test_torture.py", "test_slurm.py", "test_sweep.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -175,7 +176,11 @@ class Trial:
     def _explanation(self) -> str:
         files = self.sweep.path.glob("submissions/*/logs/*_log.*")
         logs = [f"{file.name}: {file.read_text()[-1500:]}" for file in files]
-        return "\n".join([*logs, shell("squeue", "--array", "--states=all"), json.dumps(self.status(), indent=1)])
+        status = self.status()
+        jobs = "|".join({str(run["job"]).split("_")[0] for run in status["runs"]})
+        controller = (self.arena.root / "slurm/slurmctld.log").read_text().splitlines()
+        about = [line for line in controller if re.search(rf"JobId=({jobs})\b", line)]
+        return "\n".join([*logs, *about, shell("squeue", "--array", "--states=all"), json.dumps(status, indent=1)])
 
     def check(self) -> str:
         """Every planned run is done, once, and equals the undisturbed one byte for byte; how many attempts it took."""

@@ -86,12 +86,12 @@ def metrics(of: Metric) -> Fill:
 
     def fill(groups: Groups) -> list[Entry]:
         marks = _marks(of, groups) if of.higher_is_better is not None else {}
-        return [BLANK if group is None else figure_entry(group, of, marks.get(i)) for i, group in enumerate(groups)]
+        return [BLANK if group is None else metric_entry(group, of, marks.get(i)) for i, group in enumerate(groups)]
 
     return fill
 
 
-def figure_entry(group: Group, of: Metric, mark: Mark | None = None) -> Entry:
+def metric_entry(group: Group, of: Metric, mark: Mark | None = None) -> Entry:
     """The mean of a metric over a group with its interval."""
     entry = estimate_entry(group.estimate(of), group.planned, mark, diverged=group.diverged(of))
     return told_kl(entry, group.runs, of)

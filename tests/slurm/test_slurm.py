@@ -163,7 +163,7 @@ def test_a_failed_run_that_waits_again_is_in_the_queue(here, capsys):
     trial.pace(0.0)
     here.klsweep("retry", trial.directory, HELD)
     (run,) = trial.status()["runs"]
-    assert (run["state"], run["attempt"], run["cause"]) == ("pending", 1, None)
+    assert (run["state"], run["attempt"], run["cause"], run["update"]) == ("pending", 1, None, 2)  # two rollouts ahead
     assert run["queue"].startswith("PENDING (BeginTime")
     assert "1 running or queued elsewhere, 0 to run" in trial.submit(HELD)
     assert main(["retry", trial.directory, HELD]) == 0
